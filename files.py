@@ -1,0 +1,145 @@
+"""Files that are whole or not there: atomic writes, mistrusted checkpoints, a run's lock."""
+
+import contextlib
+import io
+import os
+import re
+import secrets
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from settings import UserError
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a binary file that takes the place of path in one rename when the block ends well.
+
+    When the block fails or the process dies, whatever stood at path before is untouched.
+    Raises UserError if the file cannot be written (no permission, disk full, ...).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        make_folder(path.parent)
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave an empty file under the real name
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"error: {path} cannot be written: {error.strerror or error}. What stood there before "
+            "is untouched; make room or choose another folder, and run the same command again."
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder):
+    """Create a folder and its parents, and return it as a Path. Raises UserError."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"error: the folder {folder} cannot be made: {error.strerror or error}. "
+            "Move what is in its way, or choose another folder."
+        ) from None
+    return Path(folder)
+
+
+def run_folder(parent, run_name):
+    """Return parent/run_name as a Path; nothing is created. Raises UserError for an odd name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_name):
+        raise UserError(
+            f"error: RUN_NAME={run_name}: legal are letters, digits, '.', '_' and '-', "
+            "the first one a letter or a digit"
+        )
+    return Path(parent) / run_name
+
+
+def lock(folder):
+    """Keep other processes off a run until this one ends, however it ends. Raises UserError.
+
+    The lock file stands beside the folder, so that the folder can be renamed under the lock.
+    """
+    parent = make_folder(folder.parent)
+    guard = FileLock(parent / f".{folder.name}.lock")
+    try:
+        guard.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"error: another process is training the run {folder}. "
+            "Wait for it, stop it, or choose another RUN_NAME."
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"error: the folder {parent} is not writable: {error.strerror or error}. "
+            "Change its permissions, or choose another folder."
+        ) from None
+    return guard
+
+
+def set_aside(*folders):
+    """Rename folders of one run to the first free RUN-old-1, RUN-old-2, ... and return that name.
+
+    The number is the same for all of them; a folder that does not exist is passed over.
+    """
+    number = 1
+    while any(folder.with_name(f"{folder.name}-old-{number}").exists() for folder in folders):
+        number += 1
+    for folder in folders:
+        if folder.exists():
+            try:
+                folder.rename(folder.with_name(f"{folder.name}-old-{number}"))
+            except OSError as error:
+                raise UserError(
+                    f"error: {folder} cannot be renamed: {error.strerror or error}. "
+                    "Rename it by hand, or choose another RUN_NAME."
+                ) from None
+    return f"{folders[0].name}-old-{number}"
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a dict of tensors and plain values to path, whole or not at all. Raises UserError."""
+    memory = io.BytesIO()  # torch.save hides the cause of a failed write, a plain write tells it
+    torch.save(checkpoint, memory)
+    with replacing(path) as file:
+        file.write(memory.getbuffer())
+
+
+def load_checkpoint(path, *keys):
+    """Read a checkpoint onto the CPU; no code in it is run (weights_only).
+
+    Raises UserError if the file is missing, damaged, unsafe or lacks one of the keys.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"error: {path} does not exist; python train_model.py makes checkpoints.")
+    advice = "Move it away, and train anew or take another RUN_NAME."
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a dozen kinds for damaged and hostile files
+        cause = str(error).strip().split("\n")[0][:120] or type(error).__name__
+        raise UserError(f"error: {path} is not a readable checkpoint ({cause}). {advice}") from None
+    missing = [key for key in keys if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise UserError(
+            f"error: {path} is not a checkpoint of this program, it lacks {missing[0]!r}. {advice}"
+        )
+    return checkpoint
+
+
+def restore(module, state, path):
+    """Load a state dict into a network. Raises UserError if it is of another architecture."""
+    try:
+        module.load_state_dict(state)
+    except Exception as error:  # wrong keys, shapes or types, whatever a foreign file holds
+        cause = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"error: {path} was made by another architecture than dcgan.py has now ({cause}). "
+            "Undo the change to dcgan.py, or train anew under another RUN_NAME."
+        ) from None

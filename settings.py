@@ -1,0 +1,108 @@
+"""Lets the command line override the UPPER_CASE constants at the top of a script.
+
+A constant is written with its meaning and, in brackets, its legal values:
+
+    EPOCHS = 50  # passes over the training images [1 to 100000]
+    DEVICE = "auto"  # where to compute ["auto", "cpu", "cuda"]
+
+This makes --EPOCHS=20 work, puts the comment into --help, and refuses a value outside the brackets,
+whether it was typed on the command line or into the script. A range with a decimal point or an
+exponent takes any number, one without takes whole numbers only.
+"""
+
+import argparse
+import ast
+import difflib
+import io
+import re
+import tokenize
+from pathlib import Path
+
+
+class UserError(SystemExit):
+    """A mistake the user can mend: Python prints the one-line message and exits with status 1."""
+
+
+def override(namespace, arguments=None):
+    """Set a script's constants from the command line and hold all of them to their legal values.
+
+    namespace: the script's globals(); arguments: a list of strings, by default sys.argv[1:].
+    Returns a dict of every constant's name and value. Raises UserError for an unknown name, a wrong
+    type or a value out of range.
+    """
+    constants = read_constants(Path(namespace["__file__"]).read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(
+        description=namespace["__doc__"],
+        usage="%(prog)s [--NAME=VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    group = None
+    for name, (heading, comment) in constants.items():
+        if group is None or group.title != heading:
+            group = parser.add_argument_group(heading)
+        text = f"{comment} (default: {namespace[name]!r})".replace("%", "%%")
+        group.add_argument(f"--{name}", metavar="VALUE", help=text)
+    try:
+        given, unknown = parser.parse_known_args(arguments)
+    except SystemExit as stop:  # argparse exits with 2 for a wrong command line, 0 for --help
+        raise SystemExit(1 if stop.code else 0) from None
+    for word in unknown:
+        name = word.lstrip("-").split("=")[0]
+        near = difflib.get_close_matches(name.upper(), constants, n=1)
+        hint = f"did you mean --{near[0]}?" if near else "--help lists the settings."
+        raise UserError(f"error: {word}: there is no such setting; {hint}")
+    for name, (_, comment) in constants.items():
+        text = getattr(given, name)
+        value = namespace[name] if text is None else convert(text, namespace[name])
+        namespace[name] = legal(name, value, comment)
+    return {name: namespace[name] for name in constants}
+
+
+def read_constants(source):
+    """Return {name: (heading, comment)} for the UPPER_CASE plain values in a script's source."""
+    comments, headings = {}, {0: "Settings"}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            (headings if column == 0 else comments)[row] = token.string.strip("# -")
+    constants = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            name = node.targets[0].id
+            heading = max(row for row in headings if row < node.lineno)
+            constants[name] = (headings[heading], comments.get(node.end_lineno, ""))
+    return constants
+
+
+def convert(text, default):
+    """Turn the text of a command line into the type of the default, or leave it a text."""
+    if isinstance(default, bool):
+        return {"True": True, "False": False}.get(text, text)
+    for kind in (int, float):
+        if isinstance(default, (int, float)):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    return text
+
+
+def legal(name, value, comment):
+    """Return the value if the brackets that end the comment allow it, else raise UserError."""
+    bracket = re.search(r"\[([^\]]*)\]$", comment)
+    if bracket is None:
+        return value
+    text = bracket.group(1)
+    if " to " not in text:
+        allowed = ast.literal_eval(f"[{text}]")
+        if not any(value == a and type(value) is type(a) for a in allowed):
+            raise UserError(f"error: {name}={value}: legal values are {text}")
+        return value
+    low, high = (ast.literal_eval(bound) for bound in text.split(" to "))
+    whole = isinstance(low, int) and isinstance(high, int)
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:  # nan compares false with everything
+        kind = "a whole number" if whole else "a number"
+        raise UserError(f"error: {name}={value}: legal is {kind} from {low} to {high}")
+    return value if whole else float(value)
