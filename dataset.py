@@ -1,0 +1,200 @@
+"""One split of one data set as one uint8 tensor: from a local file, a download, or the phantom."""
+
+import difflib
+import hashlib
+import http.client
+import time
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import phantom
+from files import replacing
+from settings import UserError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # medmnist warns of a read-only home, where we write nothing
+    from medmnist import INFO
+
+NAMES = [name for name in INFO if not name.endswith("3d")] + ["phantom"]
+KEYS = [f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")]
+SIZE = 28  # pixels, height and width
+
+TIMEOUT = 30  # seconds without a byte after which a server counts as stalled
+RETRIES = 2  # further tries after a server error or a broken connection
+PAUSE = 3  # seconds before a further try
+
+
+def title(name):
+    """The name of a data set as it stands in logs and over pictures."""
+    if name == "phantom":
+        return "Phantom (computer-drawn, not patients)"
+    return INFO[name]["python_class"]
+
+
+def check_name(name):
+    """Raise UserError, with the nearest legal name, unless the data set is known."""
+    if name not in NAMES:
+        near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"error: DATASET={name}: {hint}Known are {', '.join(NAMES)}.")
+
+
+def load(name, split="train", folder="data", fraction=1.0, seed=0):
+    """Return one split as (images, labels, source).
+
+    images: uint8 tensor (N, C, 28, 28), C is 1 or 3, 0 is black. labels: integer tensor (N, L);
+    ChestMNIST has L = 14 columns, any number of which can be 1 (all zero: no finding).
+    source: a line of text that says which file this is.
+    fraction: seeded random part of the split, in (0, 1].
+    Raises UserError if there is no usable file and none can be made or downloaded.
+    """
+    check_name(name)
+    path = Path(folder) / f"{name}.npz"
+    if not path.exists():
+        if name == "phantom":
+            write_phantom(path)
+        else:
+            download(name, path)
+    images, labels = read_split(path, split, name)
+    if fraction < 1.0:
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        chosen = order[: max(1, round(fraction * len(images)))]
+        images, labels = images[chosen], labels[chosen]
+    return images, labels, f"{path}, {provenance(name, path)}"
+
+
+def to_network(pixels):
+    """uint8 pixels [0, 255] -> float32 [-1, 1], the range of the generator's tanh."""
+    return pixels.float().div_(127.5).sub_(1.0)
+
+
+def to_pixels(images):
+    """Images in [-1, 1] -> uint8 pixels [0, 255], rounded; the inverse of to_network."""
+    return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def provenance(name, path):
+    """Say in words whether a file is the official one."""
+    if name == "phantom":
+        return "drawn by phantom.py: computer-drawn phantoms, not patients"
+    with open(path, "rb") as file:
+        md5 = hashlib.file_digest(file, _md5).hexdigest()
+    if md5 == INFO[name]["MD5"]:
+        return "the official file (MD5 agrees)"
+    return "not the official file (its MD5 differs), used as it is"
+
+
+def _md5():
+    return hashlib.md5(usedforsecurity=False)  # or machines in FIPS mode refuse
+
+
+def read_split(path, split, name):
+    """Read images (N, C, 28, 28) and labels (N, L) from a file in MedMNIST's layout.
+
+    Raises UserError, with the cause and the fix, if the file is damaged or of another layout.
+    """
+
+    def refuse(cause):
+        if name == "phantom":
+            fix = "Move it away, and it is drawn anew."
+        else:
+            fix = f"Move it away to download it anew, or replace it from {INFO[name]['url']}"
+        raise UserError(f"error: {path} {cause}. {fix}")
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = [key for key in KEYS if key not in arrays.files]
+            if missing:
+                refuse(f"is not in MedMNIST's layout: it lacks {', '.join(missing)}")
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        refuse(f"cannot be read as an .npz file ({type(error).__name__}: {error})")
+    if images.dtype != np.uint8:
+        refuse(f"has {split}_images of type {images.dtype}, not uint8")
+    if images.shape[1:] not in ((SIZE, SIZE), (SIZE, SIZE, 3)):
+        refuse(f"has {split}_images of shape {images.shape}, not (N, 28, 28) or (N, 28, 28, 3)")
+    if labels.dtype.kind not in "iub" or labels.ndim not in (1, 2):
+        refuse(f"has {split}_labels of type {labels.dtype} and shape {labels.shape}, not (N, L)")
+    if len(labels) != len(images):
+        refuse(f"has {len(images)} {split}_images but {len(labels)} {split}_labels")
+    if len(images) == 0:
+        refuse(f"has no {split}_images")
+    images = torch.from_numpy(images)
+    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    return images, torch.from_numpy(labels).reshape(len(images), -1)
+
+
+def write_phantom(path):
+    """Draw the phantom data set and write it in MedMNIST's layout."""
+    print(f"drawing the phantom data set into {path}, once ...")
+    arrays = {}
+    for seed, (split, n) in enumerate(phantom.SPLITS.items()):
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = phantom.make_split(n, seed)
+    with replacing(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def download(name, path):
+    """Fetch a data set from MedMNIST's own address and check its MD5. Raises UserError."""
+    url, md5 = INFO[name]["url"], INFO[name]["MD5"]
+    print(f"downloading {url} to {path}, once ...")
+    for attempts_left in reversed(range(RETRIES + 1)):
+        try:
+            with replacing(path) as file:
+                digest = _md5()
+                for chunk in fetch(url):
+                    digest.update(chunk)
+                    file.write(chunk)
+                if digest.hexdigest() != md5:
+                    raise DownloadError(f"its MD5 is {digest.hexdigest()}, not {md5}")
+            return
+        except DownloadError as error:
+            if error.may_pass and attempts_left:
+                print(f"{error}; trying again in {PAUSE} s ...")
+                time.sleep(PAUSE)
+                continue
+            raise UserError(
+                f"error: {name} could not be downloaded: {error}.\n"
+                f"  from:    {url}\n"
+                f"  by hand: put the file at {path} (its MD5 is {md5})\n"
+                "  without a network: python train_model.py --DATASET=phantom"
+            ) from None
+
+
+class DownloadError(Exception):
+    """A download failed; may_pass tells a passing trouble from a lasting one."""
+
+    def __init__(self, cause, may_pass=False):
+        super().__init__(cause)
+        self.may_pass = may_pass
+
+
+def fetch(url):
+    """Yield the bytes behind a URL in chunks, with a progress bar. Raises DownloadError."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            size, received = int(response.headers.get("Content-Length") or 0), 0
+            with tqdm(total=size or None, unit="B", unit_scale=True, disable=None) as bar:
+                while chunk := response.read(1 << 16):
+                    received += len(chunk)
+                    bar.update(len(chunk))
+                    yield chunk
+    except urllib.error.HTTPError as error:
+        cause = f"the server answered {error.code} {error.reason}"
+        raise DownloadError(cause, may_pass=error.code >= 500) from None
+    except TimeoutError:
+        raise DownloadError(f"the server sent nothing for {TIMEOUT} s", may_pass=True) from None
+    except (OSError, http.client.HTTPException) as error:
+        cause = f"the connection failed ({getattr(error, 'reason', None) or error})"
+        raise DownloadError(cause, may_pass=True) from None
+    if received < size:
+        cause = f"the connection broke after {received:,} of {size:,} bytes"
+        raise DownloadError(cause, may_pass=True)
