@@ -1,0 +1,376 @@
+"""Train a DCGAN on the 28x28 images of a MedMNIST data set, ChestMNIST by default.
+
+    python train_model.py                                  the real thing
+    python train_model.py --DATASET=phantom --EPOCHS=5     a try without a network
+    python train_model.py                                  the same again: goes on where it stopped
+
+Every constant below can be changed here or on the command line.
+"""
+
+import copy
+import csv
+import hashlib
+import io
+import shlex
+import signal
+import sys
+import time
+from datetime import timedelta
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import dataset
+import files
+import settings
+from dcgan import Discriminator, Generator
+from settings import UserError
+
+# --- Data ---
+DATASET = "chestmnist"  # a 2-D MedMNIST data set, or "phantom": computer-drawn, needs no network
+DATA_DIR = "data"  # folder of the .npz files
+TRAIN_FRACTION = 1.0  # seeded random part of the training split to use [0.0001 to 1.0]
+
+# --- Training ---
+EPOCHS = 50  # passes over the training images; raise it to train a finished run on [1 to 100000]
+BATCH_SIZE = 64  # images a step [2 to 65536]
+LATENT_DIM = 100  # length of the latent vector z [1 to 10000]
+LEARNING_RATE = 1e-4  # step size of Adam, both networks [1e-8 to 1.0]
+BETA1 = 0.5  # Adam's decay of the gradient's mean [0.0 to 0.999]
+EMA_HALF_LIFE = 10000  # of a weight in the moving average, in images [0 to 1000000000]
+SEED = 0  # of the weights, the latents and the order of the images [0 to 2147483647]
+
+# --- Hardware ---
+DEVICE = "auto"  # auto: CUDA where there is one ["auto", "cpu", "cuda"]
+PRECISION = "auto"  # auto: bfloat16 where it is fast ["auto", "float32", "bfloat16"]
+
+# --- Files ---
+RUN_NAME = ""  # folder of this run in MODELS_DIR and IMAGES_DIR; empty: the name of the data set
+MODELS_DIR = "models"  # checkpoints and logs go here
+IMAGES_DIR = "images"  # generate_report.py draws into this folder
+CHECKPOINT_MINUTES = 5.0  # longest time between two checkpoints, minutes [0.0 to 10000.0]
+SNAPSHOT_EPOCHS = 1  # epochs between two kept generators, the frames of the GIF [1 to 100000]
+RESUME = "auto"  # never: set an existing run aside and start over ["auto", "never"]
+
+# A run can go on when these have changed; any other constant would make it a different run.
+MAY_CHANGE = {"DATA_DIR", "EPOCHS", "DEVICE", "RUN_NAME", "MODELS_DIR", "IMAGES_DIR"}
+MAY_CHANGE |= {"CHECKPOINT_MINUTES", "SNAPSHOT_EPOCHS", "RESUME"}
+
+STATISTICS = ["loss_discriminator", "loss_generator", "d_real", "d_fake"]  # means over an epoch
+
+
+def main(constants):
+    """Check all that can be wrong, make a new run or take up the old one, and train it."""
+    dataset.check_name(DATASET)
+    device = choose_device()
+    folder = files.run_folder(MODELS_DIR, RUN_NAME or DATASET)
+    pictures = files.run_folder(IMAGES_DIR, RUN_NAME or DATASET)
+    with files.lock(folder):
+        saved = find_checkpoint(folder, constants)
+        if saved and saved["epoch"] >= EPOCHS:
+            print(f"{folder} is finished: it has {saved['epoch']} epochs.")
+            print("To see it: python generate_report.py. To train it longer: raise EPOCHS.")
+            print("To train anew: choose another RUN_NAME.")
+            return
+        precision, why = choose_precision(device, saved)
+        images, _, source = dataset.load(DATASET, "train", DATA_DIR, TRAIN_FRACTION, SEED)
+        n, channels = images.shape[:2]
+        if n < BATCH_SIZE:
+            raise UserError(
+                f"error: BATCH_SIZE={BATCH_SIZE}: legal is a whole number from 2 to {n}, the "
+                f"number of training images ({source})"
+            )
+
+        torch.manual_seed(SEED)
+        generator = Generator(LATENT_DIM, channels).to(device, memory_format=torch.channels_last)
+        discriminator = Discriminator(channels).to(device, memory_format=torch.channels_last)
+        adam = {"lr": LEARNING_RATE, "betas": (BETA1, 0.999), "fused": True}
+        parts = {
+            "generator": generator,
+            "discriminator": discriminator,
+            "generator_ema": copy.deepcopy(generator).requires_grad_(False).eval(),
+            "optimizer_g": torch.optim.Adam(generator.parameters(), **adam),
+            "optimizer_d": torch.optim.Adam(discriminator.parameters(), **adam),
+        }
+        # The parts, this and the random states are all that a run needs to go on bit for bit.
+        run = SimpleNamespace(
+            settings={**constants, "PRECISION": precision},
+            channels=channels,
+            fingerprint=hashlib.sha256(images.numpy()).hexdigest(),
+            fixed_latents=torch.randn(64, LATENT_DIM),  # the pictures of all epochs are drawn from
+            epoch=0,  # finished ones
+            step=0,  # finished ones, over all epochs
+            position=0,  # images of the unfinished epoch already used
+            permutation=torch.randperm(n, device=device),  # order of the images in this epoch
+            sums=torch.zeros(len(STATISTICS), device=device),  # over the steps of this epoch
+            seconds=0.0,  # spent on this epoch
+            history=[],  # the rows of log.csv
+        )
+        if saved:
+            take_up(saved, parts, run, device, folder)
+        elif RESUME == "never" and (folder.exists() or pictures.exists()):
+            print(f"the run that was here is now called {files.set_aside(folder, pictures)}")
+        files.make_folder(folder)
+
+        weights = [sum(p.numel() for p in net.parameters()) for net in (generator, discriminator)]
+        print(f"data set   {dataset.title(DATASET)} from {source}")
+        print(f"images     {n:,} of 28x28x{channels}, {n // BATCH_SIZE} steps an epoch")
+        print(f"device     {device_name(device)}")
+        print(f"precision  {precision} ({why})")
+        print(f"weights    generator {weights[0]:,}, discriminator {weights[1]:,}")
+        print(f"run        {folder}, {f'from epoch {run.epoch + 1} on' if saved else 'a new one'}")
+        print(f"pictures   {pictures}, by python generate_report.py")
+        train(images.to(device), parts, run, folder)
+        print(f"finished: {folder} has {EPOCHS} epochs. Now run: python generate_report.py")
+
+
+def find_checkpoint(folder, constants):
+    """Return the checkpoint to go on from, or None for a new run. Raises UserError."""
+    path = folder / "checkpoint.pt"
+    if RESUME == "never":
+        return None
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(
+                f"error: {folder} holds files but no checkpoint.pt to go on from. Choose another "
+                "RUN_NAME, or set the folder aside with --RESUME=never"
+            )
+        return None
+    saved = files.load_checkpoint(path)
+    changed = [
+        f"{name} was {old!r} and is now {constants[name]!r}"
+        for name, old in saved["settings"].items()
+        if name in constants and name not in MAY_CHANGE and constants[name] != old
+        if (name, constants[name]) != ("PRECISION", "auto")
+    ]
+    if changed:
+        raise UserError(
+            f"error: {folder} was trained with other settings: {'; '.join(changed)}. Change them "
+            "back, choose another RUN_NAME, or set the run aside with --RESUME=never"
+        )
+    return saved
+
+
+def take_up(saved, parts, run, device, folder):
+    """Put a saved run's state into the parts, the run and the random number generators."""
+    if saved["fingerprint"] != run.fingerprint:
+        raise UserError(
+            f"error: {DATA_DIR}/{DATASET}.npz does not hold the images that {folder} was trained "
+            "on. Put the old file back, or choose another RUN_NAME."
+        )
+    for name, part in parts.items():
+        files.restore(part, saved[name], folder / "checkpoint.pt")
+    for name in vars(run).keys() - {"settings"}:
+        setattr(run, name, saved[name])
+    run.permutation, run.sums = run.permutation.to(device), run.sums.to(device)
+    torch.set_rng_state(saved["rng_cpu"])
+    if device.type == "cuda" and saved["rng_cuda"] is not None:
+        torch.cuda.set_rng_state(saved["rng_cuda"], device)
+
+
+def train(images, parts, run, folder):
+    """The adversarial loop: from where the run is to its last epoch, with checkpoints on the way.
+
+    images: uint8 (N, C, 28, 28) on the device. A signal ends it with status 130 or 143, after a
+    checkpoint. Raises UserError if the losses are no longer finite or a file cannot be written.
+    """
+    used = len(images) // BATCH_SIZE * BATCH_SIZE  # the rest of a permutation sits an epoch out
+    signals = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))
+    done = run.epoch * used + run.position
+    bar = tqdm(total=EPOCHS * used, initial=done, unit=" images", disable=None, mininterval=1.0)
+    last_step = last_save = last_line = time.monotonic()
+    while run.epoch < EPOCHS:
+        bar.set_description(f"epoch {run.epoch + 1}/{EPOCHS}", refresh=False)
+        while run.position < used:
+            chosen = run.permutation[run.position : run.position + BATCH_SIZE]
+            real = dataset.to_network(images[chosen])
+            run.sums += train_step(real, parts, run.settings["PRECISION"])
+            run.position += BATCH_SIZE
+            run.step += 1
+            update_average(parts["generator_ema"], parts["generator"], run.step * BATCH_SIZE)
+
+            now = time.monotonic()
+            run.seconds += now - last_step
+            last_step = now
+            bar.update(BATCH_SIZE)
+            if now - last_line > (60 if bar.disable else 1):  # seconds
+                line = describe_progress(run)
+                bar.set_postfix_str(line, refresh=False)
+                if bar.disable:
+                    print(
+                        f"epoch {run.epoch + 1}/{EPOCHS}, {run.position:,}/{used:,} images, {line}"
+                    )
+                last_line = now
+            if signals or now - last_save > 60 * CHECKPOINT_MINUTES:
+                save(parts, run, folder)
+                last_save = now
+            if signals:
+                bar.close()
+                print(f"stopped in epoch {run.epoch + 1}; nothing is lost. To go on:")
+                print(f"  python {shlex.join(sys.argv)}")
+                sys.exit(128 + signals[0])
+
+        row = {"epoch": run.epoch + 1, "step": run.step, "seconds": round(run.seconds, 2)}
+        row["images_per_second"] = round(used / run.seconds, 1)
+        run.history.append(row | means(run))
+        line = describe_progress(run)
+        check_finite(parts, run, folder)
+        run.epoch += 1
+        run.position, run.seconds, run.sums = 0, 0.0, torch.zeros_like(run.sums)
+        run.permutation = torch.randperm(len(images), device=images.device)
+        if run.epoch % SNAPSHOT_EPOCHS == 0 or run.epoch == EPOCHS:
+            snapshot = {
+                "generator_ema": parts["generator_ema"].state_dict(),
+                "epoch": run.epoch,
+                "settings": run.settings,
+                "channels": run.channels,
+            }
+            files.save_checkpoint(folder / f"generator_epoch_{run.epoch:04d}.pt", snapshot)
+        write_log(run.history, folder / "log.csv")
+        save(parts, run, folder)
+        last_save = time.monotonic()
+        left = timedelta(seconds=round(row["seconds"] * (EPOCHS - run.epoch)))
+        line = f"epoch {run.epoch}/{EPOCHS}, {row['images_per_second']:.0f} images/s, {line}"
+        bar.write(f"{line}, {left} left")
+    bar.close()
+
+
+def train_step(real, parts, precision):
+    """One step of Adam for each network. Returns the STATISTICS as a tensor on the device.
+
+    real: (B, C, 28, 28) in [-1, 1]. The discriminator, the detective, minimises
+    -log D(x) - log(1 - D(G(z))); the generator, the forger, -log D(G(z)), the non-saturating
+    loss (Goodfellow et al. 2014, section 3).
+    """
+    generator, discriminator = parts["generator"], parts["discriminator"]
+    number_format = torch.autocast(real.device.type, torch.bfloat16, precision == "bfloat16")
+    real = real.contiguous(memory_format=torch.channels_last)
+    latents = torch.randn(len(real), LATENT_DIM, device=real.device)
+
+    with number_format:
+        fake = generator(latents)
+        logits_real = discriminator(real).float()
+        logits_fake = discriminator(fake.detach()).float()
+    ones, zeros = torch.ones_like(logits_real), torch.zeros_like(logits_fake)
+    loss_d = F.binary_cross_entropy_with_logits(logits_real, ones)
+    loss_d = loss_d + F.binary_cross_entropy_with_logits(logits_fake, zeros)
+    parts["optimizer_d"].zero_grad()
+    loss_d.backward()
+    parts["optimizer_d"].step()
+
+    discriminator.requires_grad_(False)  # its own gradients would be a third of the work, unused
+    with number_format:
+        logits = discriminator(fake).float()
+    loss_g = F.binary_cross_entropy_with_logits(logits, ones)
+    parts["optimizer_g"].zero_grad()
+    loss_g.backward()
+    parts["optimizer_g"].step()
+    discriminator.requires_grad_(True)
+
+    d_real, d_fake = logits_real.sigmoid().mean(), logits_fake.sigmoid().mean()
+    return torch.stack([loss_d, loss_g, d_real, d_fake]).detach()
+
+
+@torch.no_grad()
+def update_average(average, generator, images_seen):
+    """Move the averaged generator towards the trained one; BatchNorm's buffers are copied.
+
+    The half-life is EMA_HALF_LIFE images, and at first a twentieth of the images seen, so that the
+    random initial weights are soon forgotten (Karras et al. 2022, EDM, whose ramp-up this is).
+    """
+    half_life = min(EMA_HALF_LIFE, images_seen / 20)
+    keep = 0.5 ** (BATCH_SIZE / half_life) if half_life else 0.0
+    for old, new in zip(average.parameters(), generator.parameters(), strict=True):
+        old.lerp_(new, 1 - keep)
+    for old, new in zip(average.buffers(), generator.buffers(), strict=True):
+        old.copy_(new)
+
+
+def save(parts, run, folder):
+    """Write the checkpoint, unless the run is spoilt. Raises UserError."""
+    check_finite(parts, run, folder)
+    checkpoint = {name: part.state_dict() for name, part in parts.items()} | vars(run)
+    on_cuda = run.sums.is_cuda
+    checkpoint["rng_cpu"] = torch.get_rng_state()
+    checkpoint["rng_cuda"] = torch.cuda.get_rng_state(run.sums.device) if on_cuda else None
+    files.save_checkpoint(folder / "checkpoint.pt", checkpoint)
+
+
+def check_finite(parts, run, folder):
+    """Raise UserError if a loss or a weight is infinite or not a number."""
+    tensors = [run.sums, *parts["generator"].parameters(), *parts["discriminator"].parameters()]
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise UserError(
+            f"error: the losses of {folder} are no longer finite, in epoch {run.epoch + 1}. The "
+            "last good checkpoint is kept. Train anew with a lower LEARNING_RATE or with "
+            "--PRECISION=float32, under another RUN_NAME or with --RESUME=never"
+        )
+
+
+def write_log(history, path):
+    """Write log.csv whole, one row an epoch, so that it always agrees with the checkpoint."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, history[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    with files.replacing(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def means(run):
+    """The STATISTICS of the unfinished epoch so far, {name: mean over its steps}."""
+    steps = run.position // BATCH_SIZE
+    values = (run.sums / steps).tolist()
+    return {name: round(value, 4) for name, value in zip(STATISTICS, values, strict=True)}
+
+
+def describe_progress(run):
+    loss_d, loss_g, d_real, d_fake = means(run).values()
+    return f"loss D {loss_d:.3f} G {loss_g:.3f}, D(x) {d_real:.2f}, D(G(z)) {d_fake:.2f}"
+
+
+def choose_device():
+    """Return the torch.device that DEVICE asks for. Raises UserError without CUDA."""
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            'error: DEVICE=cuda: torch finds no CUDA device here; legal are "cpu" and "auto"'
+        )
+    if DEVICE == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(DEVICE)
+
+
+def device_name(device):
+    if device.type == "cuda":
+        return f"cuda, {torch.cuda.get_device_name(device)}"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def choose_precision(device, saved):
+    """Return the number format of convolutions and, in words, why."""
+    if PRECISION != "auto":
+        return PRECISION, "as set"
+    if saved:
+        return saved["settings"]["PRECISION"], "as this run began"
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Without these instructions bfloat16 is emulated, slower than float32.
+        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    if fast:
+        return "bfloat16", "this hardware computes in it"
+    return "float32", "this hardware has no fast bfloat16"
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        main(settings.override(globals()))
+    except KeyboardInterrupt:
+        print("\ninterrupted before training began")
+        sys.exit(130)
