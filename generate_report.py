@@ -1,0 +1,229 @@
+"""Draw what a run has learned: real beside synthetic images, each epoch, an animation, the losses.
+
+    python generate_report.py                          the run trained last
+    python generate_report.py --RUN_NAME=phantom       a certain run
+
+Works while a run is still training, too. Every constant below can be changed here or on the
+command line.
+"""
+
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torchvision.utils import make_grid
+
+import dataset
+import files
+import settings
+from dcgan import Generator
+from settings import UserError
+
+# --- Run ---
+RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
+MODELS_DIR = "models"  # where train_model.py keeps its runs
+DATA_DIR = ""  # folder of the .npz files; empty: the one the run was trained from
+IMAGES_DIR = "images"  # the pictures go to IMAGES_DIR/RUN_NAME
+SEED = 0  # of the synthetic images and the choice of real ones [0 to 2147483647]
+
+# --- Pictures ---
+SCALE = 3  # screen pixels an image pixel [1 to 20]
+COLLAGE_ROWS = 8  # of each half of the collage [1 to 100]
+COLLAGE_COLUMNS = 8  # of each half of the collage [1 to 100]
+GRID_ROWS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
+GRID_COLUMNS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
+PROGRESS_ROWS = 8  # epochs in training_progress.png, spread over the run [1 to 100]
+FRAME_MS = 200  # time a frame of the GIF is shown, milliseconds [20 to 60000]
+LAST_FRAME_MS = 3000  # the same for the last frame, milliseconds [20 to 60000]
+
+# --- Synthetic images ---
+N_SYNTHETIC = 1000  # images in synthetic/synthetic.npz [1 to 10000000]
+
+BLUE, VERMILION = "#0072b2", "#d55e00"  # told apart by colour-blind readers too (Okabe and Ito)
+
+
+def main():
+    folder = find_run()
+    checkpoint = files.load_checkpoint(folder / "checkpoint.pt")
+    trained = checkpoint["settings"]
+    images, _, _ = dataset.load(
+        trained["DATASET"],
+        "train",
+        DATA_DIR or trained["DATA_DIR"],
+        trained["TRAIN_FRACTION"],
+        trained["SEED"],
+    )
+    snapshots = sorted(folder.glob("generator_epoch_*.pt"))
+    out = files.run_folder(IMAGES_DIR, folder.name)
+    set_aside_foreign(out, snapshots)
+
+    name, epoch = dataset.title(trained["DATASET"]), checkpoint["epoch"]
+    if checkpoint["position"] == 0:
+        when = f"epoch {epoch} of {trained['EPOCHS']}"
+    else:
+        when = f"in epoch {epoch + 1} of {trained['EPOCHS']}, unfinished"
+    random = torch.Generator().manual_seed(SEED)
+    real = images[torch.randperm(len(images), generator=random)[: COLLAGE_ROWS * COLLAGE_COLUMNS]]
+    latents = torch.randn(N_SYNTHETIC, trained["LATENT_DIM"], generator=random)
+    synthetic = sample(load_generator(checkpoint, folder / "checkpoint.pt"), latents)
+
+    collage = compose(
+        f"Reel vs Real: {name}, {when}",
+        [("real", real, COLLAGE_COLUMNS), ("synthetic", synthetic[: len(real)], COLLAGE_COLUMNS)],
+        side_by_side=True,
+    )
+    write_png(out / "real_vs_synthetic.png", collage)
+
+    epochs, grids, frames = [], [], []
+    grid_latents = checkpoint["fixed_latents"][: GRID_ROWS * GRID_COLUMNS]
+    for path in snapshots:
+        snapshot = files.load_checkpoint(path)
+        epochs.append(snapshot["epoch"])
+        grids.append(sample(load_generator(snapshot, path), grid_latents))
+        heading = f"{name}\nsynthetic images, epoch {epochs[-1]} of {trained['EPOCHS']}"
+        frames.append(compose(heading, [("", grids[-1], GRID_COLUMNS)]))
+        write_png(out / "epochs" / f"epoch_{epochs[-1]:04d}.png", frames[-1], quiet=True)
+    if snapshots:
+        print(f"{out / 'epochs'}: {len(epochs)} grids")
+        rows = sorted(set(np.linspace(0, len(epochs) - 1, PROGRESS_ROWS).round().astype(int)))
+        strips = [(f"epoch {epochs[i]}", grids[i][:10], 10) for i in rows]
+        strips.append(("real images", real[:10], 10))
+        heading = f"{name}\nthe same ten latents through the training"
+        write_png(out / "training_progress.png", compose(heading, strips))
+        write_gif(out / "training.gif", frames)
+        write_png(out / "losses.png", draw_losses(checkpoint["history"], name))
+    else:
+        print("no epoch is finished yet: the grids, the GIF and the losses have to wait")
+
+    with files.replacing(out / "synthetic" / "synthetic.npz") as file:
+        pixels = synthetic.permute(0, 2, 3, 1).squeeze(-1).numpy()
+        np.savez_compressed(file, images=pixels)
+    print(f"{out / 'synthetic' / 'synthetic.npz'}: {len(pixels)} images")
+    heading = f"{name}\nsynthetic images, {when}"
+    sheet = compose(heading, [("", synthetic[:1000], 40)], scale=1)
+    write_png(out / "synthetic" / "contact_sheet.png", sheet)
+
+
+def find_run():
+    """Return the folder of the run to report on. Raises UserError if there is none."""
+    if RUN_NAME:
+        return files.run_folder(MODELS_DIR, RUN_NAME)
+    checkpoints = Path(MODELS_DIR).glob("*/checkpoint.pt")
+    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise UserError(f"error: {MODELS_DIR} holds no run yet; first run python train_model.py")
+    return newest.parent
+
+
+def set_aside_foreign(out, snapshots):
+    """Keep the pictures of a former run of the same name apart, should any be there."""
+    ours = {path.stem.removeprefix("generator_") for path in snapshots}
+    if any(path.stem not in ours for path in (out / "epochs").glob("epoch_*.png")):
+        print(f"{out} holds pictures of another run; it is now called {files.set_aside(out)}")
+
+
+def load_generator(checkpoint, path):
+    """Return the moving-average generator of a checkpoint or snapshot, ready to draw."""
+    generator = Generator(checkpoint["settings"]["LATENT_DIM"], checkpoint["channels"])
+    files.restore(generator, checkpoint["generator_ema"], path)
+    return generator.eval()
+
+
+@torch.inference_mode()
+def sample(generator, latents):
+    """Latents (N, latent_dim) -> uint8 images (N, C, 28, 28), in constant working memory."""
+    return torch.cat([dataset.to_pixels(generator(batch)) for batch in latents.split(500)])
+
+
+def compose(heading, blocks, side_by_side=False, scale=None):
+    """Draw tiled images under a heading. Returns uint8 (height, width, 3).
+
+    blocks: list of (caption, uint8 images (N, C, 28, 28), columns), below each other by default.
+    0 is always black and 255 always white, whatever the images hold.
+    """
+    scale = scale or SCALE
+    tiles = []
+    for caption, images, columns in blocks:
+        grid = make_grid(images, nrow=columns, padding=1, pad_value=255).permute(1, 2, 0).numpy()
+        tiles.append((caption, grid.repeat(scale, axis=0).repeat(scale, axis=1)))
+    line, margin = 26, 16  # pixels
+    top = margin + line * (heading.count("\n") + 1)
+    above = line if any(caption for caption, _ in tiles) else 4
+    widths = [grid.shape[1] for _, grid in tiles]
+    heights = [above + grid.shape[0] for _, grid in tiles]
+    if side_by_side:
+        width, height = sum(widths) + margin * (len(tiles) + 1), top + max(heights) + margin
+    else:
+        width, height = max(widths) + 2 * margin, top + sum(heights) + margin
+    width = max(width, 480)  # room for the heading
+
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    figure.text(
+        margin / width, 1 - margin / height, heading, fontsize=12, va="top", linespacing=1.5
+    )
+    x, y = margin, top
+    for (caption, grid), block_width, block_height in zip(tiles, widths, heights, strict=True):
+        figure.text(x / width, 1 - (y + above - 4) / height, caption, fontsize=11, va="bottom")
+        figure.figimage(grid, x, height - y - block_height)
+        x, y = (x + block_width + margin, y) if side_by_side else (x, y + block_height)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def draw_losses(history, name):
+    """Plot losses and the discriminator's opinions over epochs. Returns uint8 (H, W, 3)."""
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(8, 7), dpi=150, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    curves = [
+        (upper, "loss_discriminator", "discriminator", BLUE),
+        (upper, "loss_generator", "generator", VERMILION),
+        (lower, "d_real", "D(x): real images", BLUE),
+        (lower, "d_fake", "D(G(z)): synthetic images", VERMILION),
+    ]
+    for axes, key, label, colour in curves:
+        marker = "o" if len(epochs) < 15 else None
+        axes.plot(epochs, [row[key] for row in history], label=label, color=colour, marker=marker)
+    upper.set_title(f"{name}: training, mean of each epoch")
+    upper.set_ylabel("loss (nats)")
+    upper.set_ylim(bottom=0)
+    lower.axhline(0.5, color="grey", linewidth=0.8, linestyle="--")
+    lower.set_ylabel("probability of being real,\nas the discriminator sees it")
+    lower.set_ylim(0, 1)
+    lower.set_xlabel("epoch")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (upper, lower):
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def write_png(path, picture, quiet=False):
+    with files.replacing(path) as file:
+        file.write(imageio.imwrite("<bytes>", picture, extension=".png"))
+    if not quiet:
+        print(path)
+
+
+def write_gif(path, frames):
+    """Write an endless animation that rests on its last frame."""
+    if all((frame == frame[:, :, :1]).all() for frame in frames):
+        frames = [frame[:, :, 0] for frame in frames]  # 256 greys, where colour would be dithered
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    if len(frames) == 1:  # which imageio hands to Pillow as a picture, and that has one duration
+        durations = LAST_FRAME_MS
+    with files.replacing(path) as file:
+        file.write(imageio.imwrite("<bytes>", frames, extension=".gif", duration=durations, loop=0))
+    print(f"{path}: {len(frames)} frames")
+
+
+if __name__ == "__main__":
+    settings.override(globals())
+    main()
