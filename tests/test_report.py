@@ -1,0 +1,155 @@
+"""The report as its user sees it: files in a folder, pictures that tell the truth."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dataset
+import dcgan
+import generate_report
+
+
+def pictures(folder):
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*.*"))
+
+
+def assert_whole_report(folder, epochs, n_synthetic, channels=1):
+    assert pictures(folder) == sorted(
+        [f"epochs/epoch_{epoch:04d}.png" for epoch in epochs]
+        + ["losses.png", "real_vs_synthetic.png", "training.gif", "training_progress.png"]
+        + ["synthetic/contact_sheet.png", "synthetic/synthetic.npz"]
+    )
+    for name in pictures(folder):
+        if name.endswith("png"):
+            assert np.ptp(imageio.imread(Path(folder) / name)) == 255, name  # black to white
+    with np.load(Path(folder) / "synthetic" / "synthetic.npz") as arrays:
+        images = arrays["images"]
+    assert images.dtype == np.uint8
+    assert images.shape == ((n_synthetic, 28, 28) if channels == 1 else (n_synthetic, 28, 28, 3))
+    with Image.open(Path(folder) / "training.gif") as gif:
+        assert gif.n_frames == len(epochs)
+        assert gif.info["loop"] == 0  # for ever
+        durations = []
+        for frame in range(gif.n_frames):
+            gif.seek(frame)
+            durations.append(gif.info["duration"])
+    assert durations == [200] * (len(epochs) - 1) + [3000]  # milliseconds
+    return images
+
+
+def test_a_phantom_run_is_reported(run, small):
+    run("train_model.py", *small, "--EPOCHS=3")
+    result = run("generate_report.py")
+    assert result.status == 0
+    for name in ("real_vs_synthetic.png", "training.gif", "losses.png", "synthetic.npz"):
+        assert str(Path("images/phantom")) in result.text and name in result.text
+    images = assert_whole_report("images/phantom", [1, 2, 3], 1000)
+
+    again = run("generate_report.py", "--IMAGES_DIR=again", "--N_SYNTHETIC=1000")
+    assert again.status == 0
+    for name in pictures("images/phantom"):
+        assert Path("again/phantom", name).read_bytes() == Path("images/phantom", name).read_bytes()
+
+    run("generate_report.py", "--SEED=1", "--N_SYNTHETIC=1200")
+    other = assert_whole_report("images/phantom", [1, 2, 3], 1200)
+    assert not np.array_equal(images, other[:1000])
+
+
+def test_real_pneumoniamnist_is_trained_on_and_reported(run, real_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = [f"--DATA_DIR={real_dir}", "--DATASET=pneumoniamnist"]
+    result = run("train_model.py", *data, "--EPOCHS=2", "--TRAIN_FRACTION=0.2")
+    assert result.status == 0 and "PneumoniaMNIST" in result.text and "942 of" in result.text
+    assert run("generate_report.py").status == 0  # finds the data where the training found it
+    images = assert_whole_report("images/pneumoniamnist", [1, 2], 1000)
+    assert images.std(axis=0).mean() > 5  # no two hundred steps, but no collapse either
+
+
+def test_colour_images_are_trained_on_and_reported(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = random.integers(0, 256, (70, 28, 28, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = random.integers(0, 8, (70, 1), dtype=np.uint8)
+    Path("data").mkdir()
+    np.savez("data/bloodmnist.npz", **arrays)
+    assert run("train_model.py", "--DATASET=bloodmnist", "--EPOCHS=2").status == 0
+    assert run("generate_report.py").status == 0
+    assert_whole_report("images/bloodmnist", [1, 2], 1000, channels=3)
+
+
+def test_the_run_trained_last_is_reported_unless_another_is_named(run, small):
+    for name in ("first", "second"):
+        run("train_model.py", *small, "--EPOCHS=1", f"--RUN_NAME={name}")
+    run("generate_report.py")
+    assert not Path("images/first").exists()
+    assert_whole_report("images/second", [1], 1000)
+    run("generate_report.py", "--RUN_NAME=first")
+    assert_whole_report("images/first", [1], 1000)
+
+
+@pytest.mark.parametrize("steps", [1, 4])  # stopped in the first and in the second epoch
+def test_an_unfinished_run_is_reported(run, small, monkeypatch, steps):
+    forward, calls = dcgan.Generator.forward, []
+
+    def stop(generator, latents):
+        calls.append(1)
+        if len(calls) == steps:
+            signal.raise_signal(signal.SIGINT)
+        return forward(generator, latents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dcgan.Generator, "forward", stop)
+        assert run("train_model.py", *small, "--EPOCHS=9").status == 130
+    result = run("generate_report.py", "--N_SYNTHETIC=10")
+    assert result.status == 0
+    if steps == 1:
+        assert "no epoch is finished yet" in result.text
+        assert "real_vs_synthetic.png" in pictures("images/phantom")
+    else:
+        assert_whole_report("images/phantom", [1], 10)
+
+
+def test_pictures_of_another_run_are_set_aside_and_not_mixed_in(run, small):
+    run("train_model.py", *small, "--EPOCHS=2")
+    run("generate_report.py")
+    shutil.rmtree("models/phantom")
+    run("train_model.py", *small, "--EPOCHS=1")
+    result = run("generate_report.py")
+    assert "phantom-old-1" in result.text
+    assert_whole_report("images/phantom", [1], 1000)
+    assert_whole_report("images/phantom-old-1", [1, 2], 1000)
+
+
+def test_a_picture_shows_the_images_pixel_by_pixel_and_never_stretches_their_greys():
+    dull = torch.randint(100, 120, (4, 1, 28, 28), dtype=torch.uint8)
+    picture = generate_report.compose("PneumoniaMNIST, epoch 3", [("real", dull, 2)], scale=2)
+    wanted = dull[0, 0].numpy().repeat(2, axis=0).repeat(2, axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(picture[:, :, 0], wanted.shape)
+    corner = windows[:, :, 0, 0] == wanted[0, 0]
+    assert any(np.array_equal(windows[y, x], wanted) for y, x in np.argwhere(corner))
+
+
+def test_the_synthetic_images_are_those_of_the_checkpoint(run, small):
+    run("train_model.py", *small, "--EPOCHS=1")
+    run("generate_report.py", "--N_SYNTHETIC=600")
+    with np.load("images/phantom/synthetic/synthetic.npz") as arrays:
+        images = arrays["images"]
+    snapshot = torch.load("models/phantom/generator_epoch_0001.pt", weights_only=True)
+    generator = dcgan.Generator()
+    generator.load_state_dict(snapshot["generator_ema"])
+    generator.eval()
+    # A synthetic image must be one the generator can draw: find its latent by the report's seed.
+    data = dataset.load("phantom", folder=small[1].split("=")[1], fraction=0.02)[0]
+    random = torch.Generator().manual_seed(0)
+    torch.randperm(len(data), generator=random)
+    latents = torch.randn(600, 100, generator=random)
+    drawn = dataset.to_pixels(generator(latents)).squeeze(1).numpy()
+    assert np.abs(drawn.astype(int) - images).max() <= 1  # rounding may differ with the batch
