@@ -1,13 +1,11 @@
-"""Files that are whole or not there: atomic writes, mistrusted checkpoints, a run's lock."""
+"""Files that are whole or not there, and the folders of a run, which belong to one process."""
 
 import contextlib
-import io
 import os
 import re
 import secrets
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 from settings import UserError
@@ -53,12 +51,15 @@ def make_folder(folder):
 
 def run_folder(parent, run_name):
     """Return parent/run_name as a Path; nothing is created. Raises UserError for an odd name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_name):
         raise UserError(
-            f"error: RUN_NAME={run_name}: legal are letters, digits, '.', '_' and '-', "
-            "the first one a letter or a digit"
+            f"error: RUN_NAME={run_name}: legal are 1 to 100 letters, digits, '.', '_' and '-', "
+            f"the first one a letter or a digit; it names a folder in {parent}"
         )
-    return Path(parent) / run_name
+    folder = Path(parent) / run_name
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"error: {folder} is not a folder. Move it, or choose another RUN_NAME.")
+    return folder
 
 
 def lock(folder):
@@ -67,9 +68,8 @@ def lock(folder):
     The lock file stands beside the folder, so that the folder can be renamed under the lock.
     """
     parent = make_folder(folder.parent)
-    guard = FileLock(parent / f".{folder.name}.lock")
     try:
-        guard.acquire(timeout=0)
+        return FileLock(parent / f".{folder.name}.lock").acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"error: another process is training the run {folder}. "
@@ -80,7 +80,6 @@ def lock(folder):
             f"error: the folder {parent} is not writable: {error.strerror or error}. "
             "Change its permissions, or choose another folder."
         ) from None
-    return guard
 
 
 def set_aside(*folders):
@@ -101,45 +100,3 @@ def set_aside(*folders):
                     "Rename it by hand, or choose another RUN_NAME."
                 ) from None
     return f"{folders[0].name}-old-{number}"
-
-
-def save_checkpoint(path, checkpoint):
-    """Write a dict of tensors and plain values to path, whole or not at all. Raises UserError."""
-    memory = io.BytesIO()  # torch.save hides the cause of a failed write, a plain write tells it
-    torch.save(checkpoint, memory)
-    with replacing(path) as file:
-        file.write(memory.getbuffer())
-
-
-def load_checkpoint(path, *keys):
-    """Read a checkpoint onto the CPU; no code in it is run (weights_only).
-
-    Raises UserError if the file is missing, damaged, unsafe or lacks one of the keys.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"error: {path} does not exist; python train_model.py makes checkpoints.")
-    advice = "Move it away, and train anew or take another RUN_NAME."
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a dozen kinds for damaged and hostile files
-        cause = str(error).strip().split("\n")[0][:120] or type(error).__name__
-        raise UserError(f"error: {path} is not a readable checkpoint ({cause}). {advice}") from None
-    missing = [key for key in keys if not isinstance(checkpoint, dict) or key not in checkpoint]
-    if missing:
-        raise UserError(
-            f"error: {path} is not a checkpoint of this program, it lacks {missing[0]!r}. {advice}"
-        )
-    return checkpoint
-
-
-def restore(module, state, path):
-    """Load a state dict into a network. Raises UserError if it is of another architecture."""
-    try:
-        module.load_state_dict(state)
-    except Exception as error:  # wrong keys, shapes or types, whatever a foreign file holds
-        cause = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"error: {path} was made by another architecture than dcgan.py has now ({cause}). "
-            "Undo the change to dcgan.py, or train anew under another RUN_NAME."
-        ) from None

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torchvision.utils import make_grid
 
+import checkpoint
 import dataset
 import files
 import settings
@@ -31,9 +32,9 @@ IMAGES_DIR = "images"  # the pictures go to IMAGES_DIR/RUN_NAME
 SEED = 0  # of the synthetic images and the choice of real ones [0 to 2147483647]
 
 # --- Pictures ---
-SCALE = 3  # screen pixels an image pixel [1 to 20]
-COLLAGE_ROWS = 8  # of each half of the collage [1 to 100]
-COLLAGE_COLUMNS = 8  # of each half of the collage [1 to 100]
+SCALE = 3  # screen pixels an image pixel [1 to 10]
+COLLAGE_ROWS = 8  # of each half of the collage [1 to 50]
+COLLAGE_COLUMNS = 8  # of each half of the collage [1 to 50]
 GRID_ROWS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
 GRID_COLUMNS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
 PROGRESS_ROWS = 8  # epochs in training_progress.png, spread over the run [1 to 100]
@@ -41,70 +42,64 @@ FRAME_MS = 200  # time a frame of the GIF is shown, milliseconds [20 to 60000]
 LAST_FRAME_MS = 3000  # the same for the last frame, milliseconds [20 to 60000]
 
 # --- Synthetic images ---
-N_SYNTHETIC = 1000  # images in synthetic/synthetic.npz [1 to 10000000]
+N_SYNTHETIC = 1000  # images in synthetic/synthetic.npz [1 to 100000]
 
 BLUE, VERMILION = "#0072b2", "#d55e00"  # told apart by colour-blind readers too (Okabe and Ito)
 
 
 def main():
     folder = find_run()
-    checkpoint = files.load_checkpoint(folder / "checkpoint.pt")
-    trained = checkpoint["settings"]
-    images, _, _ = dataset.load(
-        trained["DATASET"],
-        "train",
-        DATA_DIR or trained["DATA_DIR"],
-        trained["TRAIN_FRACTION"],
-        trained["SEED"],
-    )
-    snapshots = sorted(folder.glob("generator_epoch_*.pt"))
     out = files.run_folder(IMAGES_DIR, folder.name)
-    set_aside_foreign(out, snapshots)
 
-    name, epoch = dataset.title(trained["DATASET"]), checkpoint["epoch"]
-    if checkpoint["position"] == 0:
-        when = f"epoch {epoch} of {trained['EPOCHS']}"
+    # First read everything, so that nothing is written for a run that cannot be read.
+    last = checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT)
+    trained = last["settings"]
+    name, of_epochs = dataset.title(trained["DATASET"]), f"of {trained['EPOCHS']}"
+    if last["position"] == 0:
+        when = f"epoch {last['epoch']} {of_epochs}"
     else:
-        when = f"in epoch {epoch + 1} of {trained['EPOCHS']}, unfinished"
+        when = f"in epoch {last['epoch'] + 1} {of_epochs}, unfinished"
+    images = load_images(trained, last["fingerprint"])
     random = torch.Generator().manual_seed(SEED)
     real = images[torch.randperm(len(images), generator=random)[: COLLAGE_ROWS * COLLAGE_COLUMNS]]
     latents = torch.randn(N_SYNTHETIC, trained["LATENT_DIM"], generator=random)
-    synthetic = sample(load_generator(checkpoint, folder / "checkpoint.pt"), latents)
+    synthetic = sample(last, folder / "checkpoint.pt", latents)
+    grids = {}  # epoch: the images drawn from the same latents after that epoch
+    for path in sorted(folder.glob("generator_epoch_*.pt")):
+        snapshot = checkpoint.load(path, checkpoint.SNAPSHOT)
+        latents = last["fixed_latents"][: GRID_ROWS * GRID_COLUMNS]
+        grids[snapshot["epoch"]] = sample(snapshot, path, latents)
 
-    collage = compose(
-        f"Reel vs Real: {name}, {when}",
-        [("real", real, COLLAGE_COLUMNS), ("synthetic", synthetic[: len(real)], COLLAGE_COLUMNS)],
-        side_by_side=True,
-    )
+    set_aside_foreign(out, grids)
+    heading = f"Reel vs Real: {name}, {when}"
+    halves = [("real", real), ("synthetic", synthetic[: len(real)])]
+    collage = compose(heading, halves, COLLAGE_COLUMNS, side_by_side=True)
     write_png(out / "real_vs_synthetic.png", collage)
 
-    epochs, grids, frames = [], [], []
-    grid_latents = checkpoint["fixed_latents"][: GRID_ROWS * GRID_COLUMNS]
-    for path in snapshots:
-        snapshot = files.load_checkpoint(path)
-        epochs.append(snapshot["epoch"])
-        grids.append(sample(load_generator(snapshot, path), grid_latents))
-        heading = f"{name}\nsynthetic images, epoch {epochs[-1]} of {trained['EPOCHS']}"
-        frames.append(compose(heading, [("", grids[-1], GRID_COLUMNS)]))
-        write_png(out / "epochs" / f"epoch_{epochs[-1]:04d}.png", frames[-1], quiet=True)
-    if snapshots:
-        print(f"{out / 'epochs'}: {len(epochs)} grids")
-        rows = sorted(set(np.linspace(0, len(epochs) - 1, PROGRESS_ROWS).round().astype(int)))
-        strips = [(f"epoch {epochs[i]}", grids[i][:10], 10) for i in rows]
-        strips.append(("real images", real[:10], 10))
-        heading = f"{name}\nthe same ten latents through the training"
-        write_png(out / "training_progress.png", compose(heading, strips))
+    frames = []
+    for epoch, grid in grids.items():
+        heading = f"{name}\nsynthetic images, epoch {epoch} {of_epochs}"
+        frames.append(compose(heading, [("", grid)], GRID_COLUMNS))
+        write_png(out / "epochs" / f"epoch_{epoch:04d}.png", frames[-1], quiet=True)
+    if frames:
+        print(f"{out / 'epochs'}: {len(frames)} grids")
+        chosen = np.linspace(0, len(grids) - 1, PROGRESS_ROWS).round().astype(int)
+        strips = [
+            (f"epoch {epoch}", grids[epoch][:10]) for epoch in np.unique(np.array([*grids])[chosen])
+        ]
+        heading = f"{name}\nsynthetic images from the same ten latents"
+        strips.append(("real images", real[:10]))
+        write_png(out / "training_progress.png", compose(heading, strips, columns=10))
         write_gif(out / "training.gif", frames)
-        write_png(out / "losses.png", draw_losses(checkpoint["history"], name))
+        write_png(out / "losses.png", draw_losses(last["history"], name))
     else:
         print("no epoch is finished yet: the grids, the GIF and the losses have to wait")
 
     with files.replacing(out / "synthetic" / "synthetic.npz") as file:
-        pixels = synthetic.permute(0, 2, 3, 1).squeeze(-1).numpy()
-        np.savez_compressed(file, images=pixels)
-    print(f"{out / 'synthetic' / 'synthetic.npz'}: {len(pixels)} images")
+        np.savez_compressed(file, images=synthetic.permute(0, 2, 3, 1).squeeze(-1).numpy())
+    print(f"{out / 'synthetic' / 'synthetic.npz'}: {len(synthetic)} images")
     heading = f"{name}\nsynthetic images, {when}"
-    sheet = compose(heading, [("", synthetic[:1000], 40)], scale=1)
+    sheet = compose(heading, [("", synthetic[:1000])], columns=40, scale=1)
     write_png(out / "synthetic" / "contact_sheet.png", sheet)
 
 
@@ -119,35 +114,46 @@ def find_run():
     return newest.parent
 
 
-def set_aside_foreign(out, snapshots):
+def load_images(trained, fingerprint):
+    """Return the images that a run was trained on. Raises UserError if they are others now."""
+    folder = DATA_DIR or trained["DATA_DIR"]
+    name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
+    images, _, source = dataset.load(name, "train", folder, fraction, seed)
+    if dataset.fingerprint(images) != fingerprint:
+        raise UserError(
+            f"error: {source}: these are not the images that the run was trained on. Give the "
+            "folder of the right file as --DATA_DIR"
+        )
+    return images
+
+
+def set_aside_foreign(out, grids):
     """Keep the pictures of a former run of the same name apart, should any be there."""
-    ours = {path.stem.removeprefix("generator_") for path in snapshots}
-    if any(path.stem not in ours for path in (out / "epochs").glob("epoch_*.png")):
+    ours = {f"epoch_{epoch:04d}.png" for epoch in grids}
+    if any(path.name not in ours for path in (out / "epochs").glob("epoch_*.png")):
         print(f"{out} holds pictures of another run; it is now called {files.set_aside(out)}")
 
 
-def load_generator(checkpoint, path):
-    """Return the moving-average generator of a checkpoint or snapshot, ready to draw."""
-    generator = Generator(checkpoint["settings"]["LATENT_DIM"], checkpoint["channels"])
-    files.restore(generator, checkpoint["generator_ema"], path)
-    return generator.eval()
-
-
 @torch.inference_mode()
-def sample(generator, latents):
-    """Latents (N, latent_dim) -> uint8 images (N, C, 28, 28), in constant working memory."""
+def sample(saved, path, latents):
+    """Draw one image for each latent with the moving-average generator of a checkpoint.
+
+    latents: (N, latent_dim). Returns uint8 (N, C, 28, 28). Raises UserError if the two do not fit.
+    """
+    generator = Generator(latents.shape[1], saved["channels"]).eval()
+    checkpoint.restore(generator, saved["generator_ema"], path)
     return torch.cat([dataset.to_pixels(generator(batch)) for batch in latents.split(500)])
 
 
-def compose(heading, blocks, side_by_side=False, scale=None):
-    """Draw tiled images under a heading. Returns uint8 (height, width, 3).
+def compose(heading, blocks, columns, side_by_side=False, scale=None):
+    """Draw blocks of tiled images under a heading. Returns uint8 (height, width, 3).
 
-    blocks: list of (caption, uint8 images (N, C, 28, 28), columns), below each other by default.
+    blocks: list of (caption, uint8 images (N, C, 28, 28)), below each other by default.
     0 is always black and 255 always white, whatever the images hold.
     """
     scale = scale or SCALE
     tiles = []
-    for caption, images, columns in blocks:
+    for caption, images in blocks:
         grid = make_grid(images, nrow=columns, padding=1, pad_value=255).permute(1, 2, 0).numpy()
         tiles.append((caption, grid.repeat(scale, axis=0).repeat(scale, axis=1)))
     line, margin = 26, 16  # pixels

@@ -7,7 +7,7 @@ A constant is written with its meaning and, in brackets, its legal values:
 
 This makes --EPOCHS=20 work, puts the comment into --help, and refuses a value outside the brackets,
 whether it was typed on the command line or into the script. A range with a decimal point or an
-exponent takes any number, one without takes whole numbers only.
+exponent takes any number, one without takes whole numbers only; no brackets mean any text.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def override(namespace, arguments=None):
     Returns a dict of every constant's name and value. Raises UserError for an unknown name, a wrong
     type or a value out of range.
     """
-    constants = read_constants(Path(namespace["__file__"]).read_text(encoding="utf-8"))
+    constants = read_constants(Path(namespace["__file__"]).read_text(encoding="utf-8"), namespace)
     parser = argparse.ArgumentParser(
         description=namespace["__doc__"],
         usage="%(prog)s [--NAME=VALUE ...]",
@@ -43,15 +43,13 @@ def override(namespace, arguments=None):
             group = parser.add_argument_group(heading)
         text = f"{comment} (default: {namespace[name]!r})".replace("%", "%%")
         group.add_argument(f"--{name}", metavar="VALUE", help=text)
-    try:
-        given, unknown = parser.parse_known_args(arguments)
-    except SystemExit as stop:  # argparse exits with 2 for a wrong command line, 0 for --help
-        raise SystemExit(1 if stop.code else 0) from None
+    parser.error = refuse  # argparse would print two lines and exit with status 2
+    given, unknown = parser.parse_known_args(arguments)
     for word in unknown:
         name = word.lstrip("-").split("=")[0]
         near = difflib.get_close_matches(name.upper(), constants, n=1)
         hint = f"did you mean --{near[0]}?" if near else "--help lists the settings."
-        raise UserError(f"error: {word}: there is no such setting; {hint}")
+        refuse(f"{word}: there is no such setting; {hint}")
     for name, (_, comment) in constants.items():
         text = getattr(given, name)
         value = namespace[name] if text is None else convert(text, namespace[name])
@@ -59,8 +57,12 @@ def override(namespace, arguments=None):
     return {name: namespace[name] for name in constants}
 
 
-def read_constants(source):
-    """Return {name: (heading, comment)} for the UPPER_CASE plain values in a script's source."""
+def refuse(message):
+    raise UserError(f"error: {message}")
+
+
+def read_constants(source, namespace):
+    """Return {name: (heading, comment)} for a script's UPPER_CASE texts, numbers and truths."""
     comments, headings = {}, {0: "Settings"}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -68,8 +70,11 @@ def read_constants(source):
             (headings if column == 0 else comments)[row] = token.string.strip("# -")
     constants = {}
     for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            name = node.targets[0].id
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        name = getattr(target, "id", "")
+        if name.isupper() and not isinstance(namespace[name], (set, list, dict, tuple)):
             heading = max(row for row in headings if row < node.lineno)
             constants[name] = (headings[heading], comments.get(node.end_lineno, ""))
     return constants
@@ -92,17 +97,19 @@ def legal(name, value, comment):
     """Return the value if the brackets that end the comment allow it, else raise UserError."""
     bracket = re.search(r"\[([^\]]*)\]$", comment)
     if bracket is None:
+        if not isinstance(value, str):
+            refuse(f"{name}={value}: legal is a text, in quotes")
         return value
     text = bracket.group(1)
     if " to " not in text:
         allowed = ast.literal_eval(f"[{text}]")
         if not any(value == a and type(value) is type(a) for a in allowed):
-            raise UserError(f"error: {name}={value}: legal values are {text}")
+            refuse(f"{name}={value}: legal values are {text}")
         return value
     low, high = (ast.literal_eval(bound) for bound in text.split(" to "))
     whole = isinstance(low, int) and isinstance(high, int)
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:  # nan compares false with everything
         kind = "a whole number" if whole else "a number"
-        raise UserError(f"error: {name}={value}: legal is {kind} from {low} to {high}")
+        refuse(f"{name}={value}: legal is {kind} from {low} to {high}")
     return value if whole else float(value)

@@ -9,7 +9,6 @@ Every constant below can be changed here or on the command line.
 
 import copy
 import csv
-import hashlib
 import io
 import shlex
 import signal
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import checkpoint
 import dataset
 import files
 import settings
@@ -79,8 +79,8 @@ def main(constants):
         n, channels = images.shape[:2]
         if n < BATCH_SIZE:
             raise UserError(
-                f"error: BATCH_SIZE={BATCH_SIZE}: legal is a whole number from 2 to {n}, the "
-                f"number of training images ({source})"
+                f"error: BATCH_SIZE={BATCH_SIZE}: legal is at least 2 and at most {n}, the training "
+                f"images that TRAIN_FRACTION={TRAIN_FRACTION} leaves of {source}"
             )
 
         torch.manual_seed(SEED)
@@ -94,22 +94,26 @@ def main(constants):
             "optimizer_g": torch.optim.Adam(generator.parameters(), **adam),
             "optimizer_d": torch.optim.Adam(discriminator.parameters(), **adam),
         }
-        # The parts, this and the random states are all that a run needs to go on bit for bit.
-        run = SimpleNamespace(
+        run = SimpleNamespace(  # checkpoint.py says what each of these is
             settings={**constants, "PRECISION": precision},
             channels=channels,
-            fingerprint=hashlib.sha256(images.numpy()).hexdigest(),
-            fixed_latents=torch.randn(64, LATENT_DIM),  # the pictures of all epochs are drawn from
-            epoch=0,  # finished ones
-            step=0,  # finished ones, over all epochs
-            position=0,  # images of the unfinished epoch already used
-            permutation=torch.randperm(n, device=device),  # order of the images in this epoch
-            sums=torch.zeros(len(STATISTICS), device=device),  # over the steps of this epoch
-            seconds=0.0,  # spent on this epoch
-            history=[],  # the rows of log.csv
+            fingerprint=dataset.fingerprint(images),
+            fixed_latents=torch.randn(64, LATENT_DIM),
+            epoch=0,
+            step=0,
+            position=0,
+            permutation=torch.randperm(n, device=device),
+            sums=torch.zeros(len(STATISTICS), device=device),
+            seconds=0.0,
+            history=[],
         )
         if saved:
-            take_up(saved, parts, run, device, folder)
+            if saved["fingerprint"] != run.fingerprint:
+                raise UserError(
+                    f"error: {DATA_DIR}/{DATASET}.npz does not hold the images that {folder} was "
+                    "trained on. Put the old file back, or choose another RUN_NAME."
+                )
+            checkpoint.take_up(saved, parts, run, folder / "checkpoint.pt")
         elif RESUME == "never" and (folder.exists() or pictures.exists()):
             print(f"the run that was here is now called {files.set_aside(folder, pictures)}")
         files.make_folder(folder)
@@ -117,7 +121,7 @@ def main(constants):
         weights = [sum(p.numel() for p in net.parameters()) for net in (generator, discriminator)]
         print(f"data set   {dataset.title(DATASET)} from {source}")
         print(f"images     {n:,} of 28x28x{channels}, {n // BATCH_SIZE} steps an epoch")
-        print(f"device     {device_name(device)}")
+        print(f"device     {describe_device(device)}")
         print(f"precision  {precision} ({why})")
         print(f"weights    generator {weights[0]:,}, discriminator {weights[1]:,}")
         print(f"run        {folder}, {f'from epoch {run.epoch + 1} on' if saved else 'a new one'}")
@@ -127,7 +131,10 @@ def main(constants):
 
 
 def find_checkpoint(folder, constants):
-    """Return the checkpoint to go on from, or None for a new run. Raises UserError."""
+    """Return the checkpoint to go on from, or None for a new run.
+
+    Raises UserError for one that cannot be gone on from, or not with these constants.
+    """
     path = folder / "checkpoint.pt"
     if RESUME == "never":
         return None
@@ -138,7 +145,7 @@ def find_checkpoint(folder, constants):
                 "RUN_NAME, or set the folder aside with --RESUME=never"
             )
         return None
-    saved = files.load_checkpoint(path)
+    saved = checkpoint.load(path, checkpoint.CHECKPOINT)
     changed = [
         f"{name} was {old!r} and is now {constants[name]!r}"
         for name, old in saved["settings"].items()
@@ -151,23 +158,6 @@ def find_checkpoint(folder, constants):
             "back, choose another RUN_NAME, or set the run aside with --RESUME=never"
         )
     return saved
-
-
-def take_up(saved, parts, run, device, folder):
-    """Put a saved run's state into the parts, the run and the random number generators."""
-    if saved["fingerprint"] != run.fingerprint:
-        raise UserError(
-            f"error: {DATA_DIR}/{DATASET}.npz does not hold the images that {folder} was trained "
-            "on. Put the old file back, or choose another RUN_NAME."
-        )
-    for name, part in parts.items():
-        files.restore(part, saved[name], folder / "checkpoint.pt")
-    for name in vars(run).keys() - {"settings"}:
-        setattr(run, name, saved[name])
-    run.permutation, run.sums = run.permutation.to(device), run.sums.to(device)
-    torch.set_rng_state(saved["rng_cpu"])
-    if device.type == "cuda" and saved["rng_cuda"] is not None:
-        torch.cuda.set_rng_state(saved["rng_cuda"], device)
 
 
 def train(images, parts, run, folder):
@@ -229,7 +219,7 @@ def train(images, parts, run, folder):
                 "settings": run.settings,
                 "channels": run.channels,
             }
-            files.save_checkpoint(folder / f"generator_epoch_{run.epoch:04d}.pt", snapshot)
+            checkpoint.save(folder / f"generator_epoch_{run.epoch:04d}.pt", snapshot)
         write_log(run.history, folder / "log.csv")
         save(parts, run, folder)
         last_save = time.monotonic()
@@ -293,11 +283,11 @@ def update_average(average, generator, images_seen):
 def save(parts, run, folder):
     """Write the checkpoint, unless the run is spoilt. Raises UserError."""
     check_finite(parts, run, folder)
-    checkpoint = {name: part.state_dict() for name, part in parts.items()} | vars(run)
-    on_cuda = run.sums.is_cuda
-    checkpoint["rng_cpu"] = torch.get_rng_state()
-    checkpoint["rng_cuda"] = torch.cuda.get_rng_state(run.sums.device) if on_cuda else None
-    files.save_checkpoint(folder / "checkpoint.pt", checkpoint)
+    content = {name: part.state_dict() for name, part in parts.items()} | vars(run)
+    content["rng_cpu"] = torch.get_rng_state()
+    device = run.sums.device
+    content["rng_cuda"] = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    checkpoint.save(folder / "checkpoint.pt", content)
 
 
 def check_finite(parts, run, folder):
@@ -344,7 +334,7 @@ def choose_device():
     return torch.device(DEVICE)
 
 
-def device_name(device):
+def describe_device(device):
     if device.type == "cuda":
         return f"cuda, {torch.cuda.get_device_name(device)}"
     return f"cpu, {torch.get_num_threads()} threads"

@@ -130,7 +130,7 @@ def test_pictures_of_another_run_are_set_aside_and_not_mixed_in(run, small):
 
 def test_a_picture_shows_the_images_pixel_by_pixel_and_never_stretches_their_greys():
     dull = torch.randint(100, 120, (4, 1, 28, 28), dtype=torch.uint8)
-    picture = generate_report.compose("PneumoniaMNIST, epoch 3", [("real", dull, 2)], scale=2)
+    picture = generate_report.compose("PneumoniaMNIST, epoch 3", [("real", dull)], 2, scale=2)
     wanted = dull[0, 0].numpy().repeat(2, axis=0).repeat(2, axis=1)
     windows = np.lib.stride_tricks.sliding_window_view(picture[:, :, 0], wanted.shape)
     corner = windows[:, :, 0, 0] == wanted[0, 0]

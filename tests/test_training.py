@@ -4,6 +4,7 @@ import csv
 import os
 import resource
 import signal
+import termios
 import time
 from pathlib import Path
 
@@ -232,13 +233,14 @@ def test_snapshots_can_be_rarer_and_the_last_is_always_kept(run, small):
 
 def test_a_terminal_shows_a_progress_bar(start, small):
     reader, terminal = os.openpty()
-    process = start("train_model.py", *small, "--EPOCHS=60", stderr=terminal)
-    wait_for_checkpoint(process)
+    termios.tcsetwinsize(terminal, (25, 200))
+    process = start("train_model.py", *small, "--EPOCHS=90", stderr=terminal)
+    shown = ""
+    while "D(G(z))" not in shown and process.poll() is None:
+        shown += os.read(reader, 1000).decode()
     process.send_signal(signal.SIGINT)
-    process.wait()
-    os.close(terminal)
-    shown = os.read(reader, 100_000).decode()
-    assert "epoch" in shown and "images/s" in shown and "\r" in shown
+    assert process.wait() == 130
+    assert "\r" in shown and "/90: " in shown and "images/s" in shown and "loss D" in shown
 
 
 def test_the_lock_ends_with_the_run(tmp_path):

@@ -1,0 +1,128 @@
+"""Checkpoints: what is in them, written whole, read with mistrust, put back into a run."""
+
+import io
+import pickle
+import warnings
+import zipfile
+
+import torch
+
+from files import replacing
+from settings import UserError
+
+SETTINGS = {
+    "DATASET": str,
+    "DATA_DIR": str,
+    "TRAIN_FRACTION": float,
+    "EPOCHS": int,
+    "LATENT_DIM": int,
+    "SEED": int,
+    "PRECISION": str,
+}
+# generator_epoch_0001.pt ...: the moving-average generator after an epoch.
+SNAPSHOT = {"generator_ema": dict, "epoch": int, "settings": dict, "channels": int}
+# checkpoint.pt: with these a run goes on bit for bit.
+CHECKPOINT = SNAPSHOT | {
+    "generator": dict,
+    "discriminator": dict,
+    "optimizer_g": dict,
+    "optimizer_d": dict,
+    "fingerprint": str,  # SHA-256 of the training images
+    "fixed_latents": torch.Tensor,  # (64, latent_dim), drawn from in every epoch's pictures
+    "step": int,  # finished ones, over all epochs
+    "position": int,  # images of the unfinished epoch that were used
+    "permutation": torch.Tensor,  # (N,), the order of the images in the unfinished epoch
+    "sums": torch.Tensor,  # of the losses and opinions over the unfinished epoch
+    "seconds": float,  # spent on the unfinished epoch
+    "history": list,  # the rows of log.csv, one dict an epoch
+    "rng_cpu": torch.Tensor,
+}
+
+
+def save(path, content):
+    """Write a dict of tensors and plain values to path, whole or not at all. Raises UserError."""
+    memory = io.BytesIO()  # torch.save hides the cause of a failed write, a plain write tells it
+    torch.save(content, memory)
+    with replacing(path) as file:
+        file.write(memory.getbuffer())
+
+
+def load(path, layout):
+    """Read a checkpoint onto the CPU; no code in it is run (weights_only).
+
+    layout: CHECKPOINT or SNAPSHOT. Raises UserError if the file is missing, damaged, unsafe or
+    laid out differently.
+    """
+    if not path.exists():
+        raise UserError(f"error: {path} does not exist; python train_model.py makes checkpoints.")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load would not notice a flipped bit
+            damaged = archive.testzip()
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        refuse(path, "holds other things than tensors and plain values, which could be harmful")
+    except Exception as error:  # a dozen kinds, for all that a damaged file can hold
+        refuse(path, f"is not a readable checkpoint, {type(error).__name__}")
+    if damaged:
+        refuse(path, "is damaged, a checksum in it is wrong")
+    check_layout(path, content, layout)
+    check_layout(path, content["settings"], SETTINGS)
+    return content
+
+
+def check_layout(path, content, layout):
+    """Raise UserError unless the content is a dict with these keys and types of values."""
+    if not isinstance(content, dict):
+        refuse(path, f"is not a checkpoint of this program, it holds a {type(content).__name__}")
+    for key, kind in layout.items():
+        if not isinstance(content.get(key), kind):
+            refuse(path, f"is not a checkpoint of this program, {key!r} is missing or odd")
+
+
+def refuse(path, cause):
+    raise UserError(
+        f"error: {path} {cause}. Move it away, and train anew or take another RUN_NAME."
+    )
+
+
+def restore(part, state, path):
+    """Load a state dict into a network or an optimizer.
+
+    Raises UserError if it is one of another architecture.
+    """
+    try:
+        part.load_state_dict(state)
+        for parameter, moments in getattr(part, "state", {}).items():
+            for name in ("exp_avg", "exp_avg_sq"):  # a fused Adam would read past their end
+                if moments[name].shape != parameter.shape:
+                    raise ValueError(f"{name} has the shape {tuple(moments[name].shape)}")
+    except Exception as error:  # wrong keys, shapes or types, whatever a foreign file holds
+        cause = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"error: {path} was made by another architecture than dcgan.py has now ({cause}). "
+            "Undo the change to dcgan.py, or train anew under another RUN_NAME."
+        ) from None
+
+
+def take_up(saved, parts, run, path):
+    """Put a loaded checkpoint into a run's parts, its state and the random number generators.
+
+    parts: {name: network or optimizer}; run: a namespace like that of a new run. Raises UserError
+    if the two do not fit.
+    """
+    for name, part in parts.items():
+        restore(part, saved[name], path)
+    for name, fresh in vars(run).items():
+        if isinstance(fresh, torch.Tensor):
+            if saved[name].shape != fresh.shape or saved[name].dtype != fresh.dtype:
+                refuse(path, f"does not fit this run, {name!r} has another shape")
+            setattr(run, name, saved[name].to(fresh.device))
+        elif name != "settings":
+            setattr(run, name, saved[name])
+    try:
+        torch.set_rng_state(saved["rng_cpu"])
+        if run.sums.is_cuda and saved["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(saved["rng_cuda"], run.sums.device)
+    except (KeyError, RuntimeError, TypeError):
+        refuse(path, "does not fit this run, its random states are odd")
