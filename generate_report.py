@@ -7,6 +7,7 @@ Works while a run is still training, too. Every constant below can be changed he
 command line.
 """
 
+import sys
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -32,12 +33,14 @@ IMAGES_DIR = "images"  # the pictures go to IMAGES_DIR/RUN_NAME
 SEED = 0  # of the synthetic images and the choice of real ones [0 to 2147483647]
 
 # --- Pictures ---
-SCALE = 3  # screen pixels an image pixel [1 to 10]
+SCALE = 3  # screen pixels an image pixel, but for the GIF [1 to 10]
 COLLAGE_ROWS = 8  # of each half of the collage [1 to 50]
 COLLAGE_COLUMNS = 8  # of each half of the collage [1 to 50]
 GRID_ROWS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
 GRID_COLUMNS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
 PROGRESS_ROWS = 8  # epochs in training_progress.png, spread over the run [1 to 100]
+GIF_SCALE = 2  # screen pixels an image pixel in the GIF [1 to 10]
+GIF_GREYS = 64  # grey levels in the GIF; fewer make a smaller file [2 to 256]
 FRAME_MS = 200  # time a frame of the GIF is shown, milliseconds [20 to 60000]
 LAST_FRAME_MS = 3000  # the same for the last frame, milliseconds [20 to 60000]
 
@@ -79,8 +82,9 @@ def main():
     frames = []
     for epoch, grid in grids.items():
         heading = f"{name}\nsynthetic images, epoch {epoch} {of_epochs}"
-        frames.append(compose(heading, [("", grid)], GRID_COLUMNS))
-        write_png(out / "epochs" / f"epoch_{epoch:04d}.png", frames[-1], quiet=True)
+        picture = compose(heading, [("", grid)], GRID_COLUMNS)
+        write_png(out / "epochs" / f"epoch_{epoch:04d}.png", picture, quiet=True)
+        frames.append(compose(heading, [("", grid)], GRID_COLUMNS, scale=GIF_SCALE))
     if frames:
         print(f"{out / 'epochs'}: {len(frames)} grids")
         chosen = np.linspace(0, len(grids) - 1, PROGRESS_ROWS).round().astype(int)
@@ -184,14 +188,14 @@ def compose(heading, blocks, columns, side_by_side=False, scale=None):
 def draw_losses(history, name):
     """Plot losses and the discriminator's opinions over epochs. Returns uint8 (H, W, 3)."""
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(8, 7), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True)
     curves = [
         (upper, "loss_discriminator", "discriminator", BLUE),
         (upper, "loss_generator", "generator", VERMILION),
-        (lower, "d_real", "D(x): real images", BLUE),
-        (lower, "d_fake", "D(G(z)): synthetic images", VERMILION),
+        (lower, "d_real", "D(x), real", BLUE),
+        (lower, "d_fake", "D(G(z)), synthetic", VERMILION),
     ]
     for axes, key, label, colour in curves:
         marker = "o" if len(epochs) < 15 else None
@@ -199,13 +203,13 @@ def draw_losses(history, name):
     upper.set_title(f"{name}: training, mean of each epoch")
     upper.set_ylabel("loss (nats)")
     upper.set_ylim(bottom=0)
-    lower.axhline(0.5, color="grey", linewidth=0.8, linestyle="--")
+    lower.axhline(0.5, color="grey", linewidth=0.8, linestyle="--", label="cannot tell")
     lower.set_ylabel("probability of being real,\nas the discriminator sees it")
     lower.set_ylim(0, 1)
     lower.set_xlabel("epoch")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (upper, lower):
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         axes.spines[["top", "right"]].set_visible(False)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
@@ -221,15 +225,21 @@ def write_png(path, picture, quiet=False):
 def write_gif(path, frames):
     """Write an endless animation that rests on its last frame."""
     if all((frame == frame[:, :, :1]).all() for frame in frames):
-        frames = [frame[:, :, 0] for frame in frames]  # 256 greys, where colour would be dithered
+        step = 255 / (GIF_GREYS - 1)
+        frames = [((frame[:, :, 0] / step).round() * step).astype(np.uint8) for frame in frames]
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     if len(frames) == 1:  # which imageio hands to Pillow as a picture, and that has one duration
         durations = LAST_FRAME_MS
+    content = imageio.imwrite("<bytes>", frames, extension=".gif", duration=durations, loop=0)
     with files.replacing(path) as file:
-        file.write(imageio.imwrite("<bytes>", frames, extension=".gif", duration=durations, loop=0))
+        file.write(content)
     print(f"{path}: {len(frames)} frames")
 
 
 if __name__ == "__main__":
     settings.override(globals())
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted; each file is either whole or as it was before")
+        sys.exit(130)

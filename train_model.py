@@ -79,8 +79,8 @@ def main(constants):
         n, channels = images.shape[:2]
         if n < BATCH_SIZE:
             raise UserError(
-                f"error: BATCH_SIZE={BATCH_SIZE}: legal is at least 2 and at most {n}, the training "
-                f"images that TRAIN_FRACTION={TRAIN_FRACTION} leaves of {source}"
+                f"error: BATCH_SIZE={BATCH_SIZE}: legal is at least 2 and at most {n}, the "
+                f"training images that TRAIN_FRACTION={TRAIN_FRACTION} leaves of {source}"
             )
 
         torch.manual_seed(SEED)
@@ -120,7 +120,8 @@ def main(constants):
 
         weights = [sum(p.numel() for p in net.parameters()) for net in (generator, discriminator)]
         print(f"data set   {dataset.title(DATASET)} from {source}")
-        print(f"images     {n:,} of 28x28x{channels}, {n // BATCH_SIZE} steps an epoch")
+        steps = n // BATCH_SIZE
+        print(f"images     {n:,} of 28x28x{channels}, {steps} steps of {BATCH_SIZE} an epoch")
         print(f"device     {describe_device(device)}")
         print(f"precision  {precision} ({why})")
         print(f"weights    generator {weights[0]:,}, discriminator {weights[1]:,}")
@@ -170,63 +171,64 @@ def train(images, parts, run, folder):
     signals = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: signals.append(number))
-    done = run.epoch * used + run.position
-    bar = tqdm(total=EPOCHS * used, initial=done, unit=" images", disable=None, mininterval=1.0)
+    begun = run.epoch * used + run.position
     last_step = last_save = last_line = time.monotonic()
-    while run.epoch < EPOCHS:
-        bar.set_description(f"epoch {run.epoch + 1}/{EPOCHS}", refresh=False)
-        while run.position < used:
-            chosen = run.permutation[run.position : run.position + BATCH_SIZE]
-            real = dataset.to_network(images[chosen])
-            run.sums += train_step(real, parts, run.settings["PRECISION"])
-            run.position += BATCH_SIZE
-            run.step += 1
-            update_average(parts["generator_ema"], parts["generator"], run.step * BATCH_SIZE)
+    with tqdm(total=EPOCHS * used, initial=begun, unit=" images", disable=None) as bar:
+        while run.epoch < EPOCHS:
+            bar.set_description(f"epoch {run.epoch + 1}/{EPOCHS}", refresh=False)
+            while run.position < used:
+                chosen = run.permutation[run.position : run.position + BATCH_SIZE]
+                real = dataset.to_network(images[chosen])
+                run.sums += train_step(real, parts, run.settings["PRECISION"])
+                run.position += BATCH_SIZE
+                run.step += 1
+                update_average(parts["generator_ema"], parts["generator"], run.step * BATCH_SIZE)
 
-            now = time.monotonic()
-            run.seconds += now - last_step
-            last_step = now
-            bar.update(BATCH_SIZE)
-            if now - last_line > (60 if bar.disable else 1):  # seconds
-                line = describe_progress(run)
-                bar.set_postfix_str(line, refresh=False)
-                if bar.disable:
-                    print(
-                        f"epoch {run.epoch + 1}/{EPOCHS}, {run.position:,}/{used:,} images, {line}"
-                    )
-                last_line = now
-            if signals or now - last_save > 60 * CHECKPOINT_MINUTES:
-                save(parts, run, folder)
-                last_save = now
-            if signals:
-                bar.close()
-                print(f"stopped in epoch {run.epoch + 1}; nothing is lost. To go on:")
-                print(f"  python {shlex.join(sys.argv)}")
-                sys.exit(128 + signals[0])
+                now = time.monotonic()
+                run.seconds += now - last_step
+                last_step = now
+                bar.update(BATCH_SIZE)
+                if now - last_line > (60 if bar.disable else 1):  # seconds
+                    bar.set_postfix_str(describe_means(run), refresh=False)
+                    if bar.disable:
+                        share = f"{run.position / used:.0%} of epoch {run.epoch + 1}/{EPOCHS}"
+                        print(f"{share}, {describe_means(run)}")
+                    last_line = now
+                if signals or now - last_save > 60 * CHECKPOINT_MINUTES:
+                    save(parts, run, folder)
+                    last_save = now
+                if signals:
+                    bar.close()
+                    again = ["--RESUME=auto"] if RESUME == "never" else []
+                    print(f"stopped in epoch {run.epoch + 1}; nothing is lost. To go on:")
+                    print(f"  python {shlex.join(sys.argv + again)}")
+                    sys.exit(128 + signals[0])
+            bar.write(end_epoch(images, parts, run, folder))
+            last_save = time.monotonic()
 
-        row = {"epoch": run.epoch + 1, "step": run.step, "seconds": round(run.seconds, 2)}
-        row["images_per_second"] = round(used / run.seconds, 1)
-        run.history.append(row | means(run))
-        line = describe_progress(run)
-        check_finite(parts, run, folder)
-        run.epoch += 1
-        run.position, run.seconds, run.sums = 0, 0.0, torch.zeros_like(run.sums)
-        run.permutation = torch.randperm(len(images), device=images.device)
-        if run.epoch % SNAPSHOT_EPOCHS == 0 or run.epoch == EPOCHS:
-            snapshot = {
-                "generator_ema": parts["generator_ema"].state_dict(),
-                "epoch": run.epoch,
-                "settings": run.settings,
-                "channels": run.channels,
-            }
-            checkpoint.save(folder / f"generator_epoch_{run.epoch:04d}.pt", snapshot)
-        write_log(run.history, folder / "log.csv")
-        save(parts, run, folder)
-        last_save = time.monotonic()
-        left = timedelta(seconds=round(row["seconds"] * (EPOCHS - run.epoch)))
-        line = f"epoch {run.epoch}/{EPOCHS}, {row['images_per_second']:.0f} images/s, {line}"
-        bar.write(f"{line}, {left} left")
-    bar.close()
+
+def end_epoch(images, parts, run, folder):
+    """Write what is due after an epoch and make the run ready for the next. Returns a status line.
+
+    The checkpoint comes last: whatever it says is done is on the disk.
+    """
+    check_finite(parts, run, folder)
+    speed = run.position / run.seconds
+    row = {"epoch": run.epoch + 1, "step": run.step, "seconds": round(run.seconds, 2)}
+    run.history.append(row | {"images_per_second": round(speed, 1)} | means(run))
+    left = timedelta(seconds=round(run.seconds * (EPOCHS - run.epoch - 1)))
+    status = f"epoch {run.epoch + 1}/{EPOCHS}, {speed:.0f} images/s, {describe_means(run)}"
+
+    run.epoch += 1
+    run.position, run.seconds, run.sums = 0, 0.0, torch.zeros_like(run.sums)
+    run.permutation = torch.randperm(len(images), device=images.device)
+    if run.epoch % SNAPSHOT_EPOCHS == 0 or run.epoch == EPOCHS:
+        snapshot = {key: getattr(run, key) for key in ("epoch", "settings", "channels")}
+        snapshot["generator_ema"] = parts["generator_ema"].state_dict()
+        checkpoint.save(folder / f"generator_epoch_{run.epoch:04d}.pt", snapshot)
+    write_log(run.history, folder / "log.csv")
+    save(parts, run, folder)
+    return f"{status}, {left} left"
 
 
 def train_step(real, parts, precision):
@@ -318,7 +320,7 @@ def means(run):
     return {name: round(value, 4) for name, value in zip(STATISTICS, values, strict=True)}
 
 
-def describe_progress(run):
+def describe_means(run):
     loss_d, loss_g, d_real, d_fake = means(run).values()
     return f"loss D {loss_d:.3f} G {loss_g:.3f}, D(x) {d_real:.2f}, D(G(z)) {d_fake:.2f}"
 

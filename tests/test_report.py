@@ -39,6 +39,9 @@ def assert_whole_report(folder, epochs, n_synthetic, channels=1):
         for frame in range(gif.n_frames):
             gif.seek(frame)
             durations.append(gif.info["duration"])
+            if channels == 1:
+                greys = np.unique(np.asarray(gif.convert("RGB")))
+                assert greys.min() == 0 and greys.max() == 255 and 10 < len(greys) <= 64
     assert durations == [200] * (len(epochs) - 1) + [3000]  # milliseconds
     return images
 
