@@ -105,11 +105,34 @@ def restore(part, state, path):
         ) from None
 
 
-def take_up(saved, parts, run, path):
-    """Put a loaded checkpoint into a run's parts, its state and the random number generators.
+def save_run(parts, run, folder):
+    """Write checkpoint.pt into a run's folder, unless the run is spoilt. Raises UserError.
 
-    parts: {name: network or optimizer}; run: a namespace like that of a new run. Raises UserError
-    if the two do not fit.
+    parts: {name: network or optimizer}; run: a namespace with the rest of CHECKPOINT's keys.
+    """
+    check_finite(parts, run, folder)
+    content = {name: part.state_dict() for name, part in parts.items()} | vars(run)
+    content["rng_cpu"] = torch.get_rng_state()
+    device = run.sums.device
+    content["rng_cuda"] = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    save(folder / "checkpoint.pt", content)
+
+
+def check_finite(parts, run, folder):
+    """Raise UserError if a loss or a weight is infinite or not a number."""
+    tensors = [run.sums, *parts["generator"].parameters(), *parts["discriminator"].parameters()]
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise UserError(
+            f"error: the losses of {folder} are no longer finite, in epoch {run.epoch + 1}. The "
+            "last good checkpoint is kept. Train anew with a lower LEARNING_RATE or with "
+            "--PRECISION=float32, under another RUN_NAME or with --RESUME=never"
+        )
+
+
+def take_up(saved, parts, run, path):
+    """Put what save_run wrote into the parts and the run, and set the random number generators.
+
+    Raises UserError if the two do not fit.
     """
     for name, part in parts.items():
         restore(part, saved[name], path)

@@ -58,8 +58,8 @@ class Discriminator(nn.Module):
             nn.Conv2d(at14, at7, 4, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(at7),
             nn.LeakyReLU(0.2, inplace=True),
-            # Kernel 3 because 7 is odd: kernel 4 would see more of one border than of the other.
-            nn.Conv2d(at7, at4, 3, stride=2, padding=1, bias=False),
+            # Padding 2, or 7 pixels would become 3.
+            nn.Conv2d(at7, at4, 4, stride=2, padding=2, bias=False),
             nn.BatchNorm2d(at4),
             nn.LeakyReLU(0.2, inplace=True),
             nn.Flatten(),

@@ -195,7 +195,7 @@ def train(images, parts, run, folder):
                         print(f"{share}, {describe_means(run)}")
                     last_line = now
                 if signals or now - last_save > 60 * CHECKPOINT_MINUTES:
-                    save(parts, run, folder)
+                    checkpoint.save_run(parts, run, folder)
                     last_save = now
                 if signals:
                     bar.close()
@@ -212,7 +212,7 @@ def end_epoch(images, parts, run, folder):
 
     The checkpoint comes last: whatever it says is done is on the disk.
     """
-    check_finite(parts, run, folder)
+    checkpoint.check_finite(parts, run, folder)
     speed = run.position / run.seconds
     row = {"epoch": run.epoch + 1, "step": run.step, "seconds": round(run.seconds, 2)}
     run.history.append(row | {"images_per_second": round(speed, 1)} | means(run))
@@ -227,7 +227,7 @@ def end_epoch(images, parts, run, folder):
         snapshot["generator_ema"] = parts["generator_ema"].state_dict()
         checkpoint.save(folder / f"generator_epoch_{run.epoch:04d}.pt", snapshot)
     write_log(run.history, folder / "log.csv")
-    save(parts, run, folder)
+    checkpoint.save_run(parts, run, folder)
     return f"{status}, {left} left"
 
 
@@ -280,27 +280,6 @@ def update_average(average, generator, images_seen):
         old.lerp_(new, 1 - keep)
     for old, new in zip(average.buffers(), generator.buffers(), strict=True):
         old.copy_(new)
-
-
-def save(parts, run, folder):
-    """Write the checkpoint, unless the run is spoilt. Raises UserError."""
-    check_finite(parts, run, folder)
-    content = {name: part.state_dict() for name, part in parts.items()} | vars(run)
-    content["rng_cpu"] = torch.get_rng_state()
-    device = run.sums.device
-    content["rng_cuda"] = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    checkpoint.save(folder / "checkpoint.pt", content)
-
-
-def check_finite(parts, run, folder):
-    """Raise UserError if a loss or a weight is infinite or not a number."""
-    tensors = [run.sums, *parts["generator"].parameters(), *parts["discriminator"].parameters()]
-    if not all(tensor.isfinite().all() for tensor in tensors):
-        raise UserError(
-            f"error: the losses of {folder} are no longer finite, in epoch {run.epoch + 1}. The "
-            "last good checkpoint is kept. Train anew with a lower LEARNING_RATE or with "
-            "--PRECISION=float32, under another RUN_NAME or with --RESUME=never"
-        )
 
 
 def write_log(history, path):
