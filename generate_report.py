@@ -87,10 +87,9 @@ def main():
         frames.append(compose(heading, [("", grid)], GRID_COLUMNS, scale=GIF_SCALE))
     if frames:
         print(f"{out / 'epochs'}: {len(frames)} grids")
-        chosen = np.linspace(0, len(grids) - 1, PROGRESS_ROWS).round().astype(int)
-        strips = [
-            (f"epoch {epoch}", grids[epoch][:10]) for epoch in np.unique(np.array([*grids])[chosen])
-        ]
+        spread = np.linspace(0, len(grids) - 1, PROGRESS_ROWS).round().astype(int)
+        chosen = np.unique(np.array([*grids])[spread])
+        strips = [(f"epoch {epoch}", grids[epoch][:10]) for epoch in chosen]
         heading = f"{name}\nsynthetic images from the same ten latents"
         strips.append(("real images", real[:10]))
         write_png(out / "training_progress.png", compose(heading, strips, columns=10))
@@ -179,7 +178,7 @@ def compose(heading, blocks, columns, side_by_side=False, scale=None):
     x, y = margin, top
     for (caption, grid), block_width, block_height in zip(tiles, widths, heights, strict=True):
         figure.text(x / width, 1 - (y + above - 4) / height, caption, fontsize=11, va="bottom")
-        figure.figimage(grid, x, height - y - block_height)
+        figure.figimage(grid, x - scale, height - y - block_height)  # the rim of the grid is white
         x, y = (x + block_width + margin, y) if side_by_side else (x, y + block_height)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

@@ -117,6 +117,8 @@ def main(constants):
         elif RESUME == "never" and (folder.exists() or pictures.exists()):
             print(f"the run that was here is now called {files.set_aside(folder, pictures)}")
         files.make_folder(folder)
+        for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
+            leftover.unlink()
 
         weights = [sum(p.numel() for p in net.parameters()) for net in (generator, discriminator)]
         print(f"data set   {dataset.title(DATASET)} from {source}")
@@ -140,7 +142,7 @@ def find_checkpoint(folder, constants):
     if RESUME == "never":
         return None
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if any(not file.name.startswith(".") for file in folder.glob("*")):
             raise UserError(
                 f"error: {folder} holds files but no checkpoint.pt to go on from. Choose another "
                 "RUN_NAME, or set the folder aside with --RESUME=never"
@@ -171,6 +173,8 @@ def train(images, parts, run, folder):
     signals = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: signals.append(number))
+    if run.step == 0:
+        checkpoint.save_run(parts, run, folder)  # a disk too full for it shows now, not in an hour
     begun = run.epoch * used + run.position
     last_step = last_save = last_line = time.monotonic()
     with tqdm(total=EPOCHS * used, initial=begun, unit=" images", disable=None) as bar:
@@ -215,7 +219,8 @@ def end_epoch(images, parts, run, folder):
     checkpoint.check_finite(parts, run, folder)
     speed = run.position / run.seconds
     row = {"epoch": run.epoch + 1, "step": run.step, "seconds": round(run.seconds, 2)}
-    run.history.append(row | {"images_per_second": round(speed, 1)} | means(run))
+    row |= {"images_per_second": round(speed, 1)} | means(run)
+    run.history.append(row | {"data_set": dataset.title(DATASET)})
     left = timedelta(seconds=round(run.seconds * (EPOCHS - run.epoch - 1)))
     status = f"epoch {run.epoch + 1}/{EPOCHS}, {speed:.0f} images/s, {describe_means(run)}"
 

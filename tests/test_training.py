@@ -38,9 +38,10 @@ def assert_same_run(one, other):
         assert torch.equal(ours, theirs)
 
 
-def wait_for_checkpoint(process):
+def wait_for_a_step(process):
+    """Return when a checkpoint says that training has begun."""
     deadline = time.monotonic() + 120
-    while not CHECKPOINT.exists():
+    while not CHECKPOINT.exists() or torch.load(CHECKPOINT, weights_only=True)["step"] == 0:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -75,6 +76,7 @@ def test_a_run_leaves_a_checkpoint_a_log_and_a_generator_an_epoch(run, small):
         rows = list(csv.DictReader(file))
     assert [(row["epoch"], row["step"]) for row in rows] == [("1", "3"), ("2", "6")]
     for row in rows:
+        assert row["data_set"] == "Phantom (computer-drawn, not patients)"
         assert float(row["loss_discriminator"]) > 0 and float(row["loss_generator"]) > 0
         assert 0 < float(row["d_real"]) < 1 and 0 < float(row["d_fake"]) < 1
         assert float(row["seconds"]) > 0 and float(row["images_per_second"]) > 0
@@ -127,7 +129,7 @@ def test_a_killed_process_loses_nothing_and_keeps_others_off(run, start, small, 
     # A checkpoint after each step: most of the time is spent writing, and the kill falls there.
     small += ["--EPOCHS=30", "--CHECKPOINT_MINUTES=0"]
     process = start("train_model.py", *small)
-    wait_for_checkpoint(process)
+    wait_for_a_step(process)
     second = run("train_model.py", *small)
     assert second.status == 1 and "another process is training" in second.text
     process.send_signal(number)
@@ -194,6 +196,14 @@ def test_files_without_a_checkpoint_are_not_overwritten(run, small):
     CHECKPOINT.unlink()
     result = run("train_model.py", *small, "--EPOCHS=1")
     assert result.status == 1 and "no checkpoint.pt" in result.text
+
+
+def test_a_run_killed_while_it_wrote_its_first_checkpoint_starts_again(run, small):
+    leftover = Path("models/phantom/.checkpoint.pt.0123abcd.tmp")
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half a checkpoint")
+    assert run("train_model.py", *small, "--EPOCHS=1").status == 0
+    assert not leftover.exists()
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(run, small):
