@@ -75,7 +75,8 @@ def main():
 
     set_aside_foreign(out, grids)
     heading = f"Reel vs Real: {name}, {when}"
-    halves = [("real", real), ("synthetic", synthetic[: len(real)])]
+    original = "phantoms" if trained["DATASET"] == "phantom" else "real"
+    halves = [(original, real), ("synthetic", synthetic[: len(real)])]
     collage = compose(heading, halves, COLLAGE_COLUMNS, side_by_side=True)
     write_png(out / "real_vs_synthetic.png", collage)
 
@@ -91,7 +92,7 @@ def main():
         chosen = np.unique(np.array([*grids])[spread])
         strips = [(f"epoch {epoch}", grids[epoch][:10]) for epoch in chosen]
         heading = f"{name}\nsynthetic images from the same ten latents"
-        strips.append(("real images", real[:10]))
+        strips.append((original, real[:10]))
         write_png(out / "training_progress.png", compose(heading, strips, columns=10))
         write_gif(out / "training.gif", frames)
         write_png(out / "losses.png", draw_losses(last["history"], name))

@@ -70,7 +70,7 @@ def main(constants):
     with files.lock(folder):
         saved = find_checkpoint(folder, constants)
         if saved and saved["epoch"] >= EPOCHS:
-            print(f"{folder} is finished: it has {saved['epoch']} epochs.")
+            print(f"{folder} is finished, after epoch {saved['epoch']}.")
             print("To see it: python generate_report.py. To train it longer: raise EPOCHS.")
             print("To train anew: choose another RUN_NAME.")
             return
@@ -130,7 +130,7 @@ def main(constants):
         print(f"run        {folder}, {f'from epoch {run.epoch + 1} on' if saved else 'a new one'}")
         print(f"pictures   {pictures}, by python generate_report.py")
         train(images.to(device), parts, run, folder)
-        print(f"finished: {folder} has {EPOCHS} epochs. Now run: python generate_report.py")
+        print(f"{folder} is finished, after epoch {EPOCHS}. Now run: python generate_report.py")
 
 
 def find_checkpoint(folder, constants):
