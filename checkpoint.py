@@ -35,6 +35,8 @@ CHECKPOINT = SNAPSHOT | {
     "sums": torch.Tensor,  # of the losses and opinions over the unfinished epoch
     "seconds": float,  # spent on the unfinished epoch
     "history": list,  # the rows of log.csv, one dict an epoch
+    "floor": dict,  # what metrics.measure says of n real images in the place of synthetic ones
+    "gaussian": dict,  # the same of images drawn from a Gaussian fitted to the real pixels
     "rng_cpu": torch.Tensor,
 }
 

@@ -80,6 +80,12 @@ def to_pixels(images):
     return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+@torch.inference_mode()
+def draw(generator, latents):
+    """Draw one uint8 image (N, C, 28, 28) for each latent (N, latent_dim), a few at a time."""
+    return torch.cat([to_pixels(generator(batch)) for batch in latents.split(500)])
+
+
 def fingerprint(images):
     """SHA-256 of images: tells whether two runs or a run and a report see the same ones."""
     return hashlib.sha256(images.numpy()).hexdigest()

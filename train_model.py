@@ -24,6 +24,8 @@ from tqdm import tqdm
 import checkpoint
 import dataset
 import files
+import hardware
+import metrics
 import settings
 from dcgan import Discriminator, Generator
 from settings import UserError
@@ -42,6 +44,9 @@ BETA1 = 0.5  # Adam's decay of the gradient's mean [0.0 to 0.999]
 EMA_HALF_LIFE = 10000  # of a weight in the moving average, in images [0 to 1000000000]
 SEED = 0  # of the weights, the latents and the order of the images [0 to 2147483647]
 
+# --- Measuring ---
+METRIC_IMAGES = 1000  # images compared with real ones after each epoch; 0 for none [0 to 20000]
+
 # --- Hardware ---
 DEVICE = "auto"  # auto: CUDA where there is one ["auto", "cpu", "cuda"]
 PRECISION = "auto"  # auto: bfloat16 where it is fast ["auto", "float32", "bfloat16"]
@@ -58,13 +63,17 @@ RESUME = "auto"  # never: set an existing run aside and start over ["auto", "nev
 MAY_CHANGE = {"DATA_DIR", "EPOCHS", "DEVICE", "RUN_NAME", "MODELS_DIR", "IMAGES_DIR"}
 MAY_CHANGE |= {"CHECKPOINT_MINUTES", "SNAPSHOT_EPOCHS", "RESUME"}
 
+COLLAPSE = (
+    "coverage below 0.1: nearly all samples look alike, a mode collapse. If it stays so, try a "
+    "lower LEARNING_RATE, another SEED or more images, under another RUN_NAME."
+)
 STATISTICS = ["loss_discriminator", "loss_generator", "d_real", "d_fake"]  # means over an epoch
 
 
 def main(constants):
     """Check all that can be wrong, make a new run or take up the old one, and train it."""
     dataset.check_name(DATASET)
-    device = choose_device()
+    device = hardware.choose_device(DEVICE)
     folder = files.run_folder(MODELS_DIR, RUN_NAME or DATASET)
     pictures = files.run_folder(IMAGES_DIR, RUN_NAME or DATASET)
     with files.lock(folder):
@@ -74,7 +83,9 @@ def main(constants):
             print("To see it: python generate_report.py. To train it longer: raise EPOCHS.")
             print("To train anew: choose another RUN_NAME.")
             return
-        precision, why = choose_precision(device, saved)
+        # A run goes on in the number format that it began in.
+        wanted = saved["settings"]["PRECISION"] if saved and PRECISION == "auto" else PRECISION
+        precision, why = hardware.choose_precision(wanted, device)
         images, _, source = dataset.load(DATASET, "train", DATA_DIR, TRAIN_FRACTION, SEED)
         n, channels = images.shape[:2]
         if n < BATCH_SIZE:
@@ -106,7 +117,10 @@ def main(constants):
             sums=torch.zeros(len(STATISTICS), device=device),
             seconds=0.0,
             history=[],
+            floor={},
+            gaussian={},
         )
+        reference = prepare_metrics(images, run)
         if saved:
             if saved["fingerprint"] != run.fingerprint:
                 raise UserError(
@@ -124,12 +138,16 @@ def main(constants):
         print(f"data set   {dataset.title(DATASET)} from {source}")
         steps = n // BATCH_SIZE
         print(f"images     {n:,} of 28x28x{channels}, {steps} steps of {BATCH_SIZE} an epoch")
-        print(f"device     {describe_device(device)}")
+        print(f"device     {hardware.describe(device)}")
         print(f"precision  {precision} ({why})")
         print(f"weights    generator {weights[0]:,}, discriminator {weights[1]:,}")
         print(f"run        {folder}, {f'from epoch {run.epoch + 1} on' if saved else 'a new one'}")
         print(f"pictures   {pictures}, by python generate_report.py")
-        train(images.to(device), parts, run, folder)
+        if reference:
+            print(f"floor      {describe_metrics(run.floor)}: {reference['n']:,} real images")
+        train(images.to(device), parts, run, folder, reference)
+        if looks_collapsed(run.history[-1]):
+            print(COLLAPSE)
         print(f"{folder} is finished, after epoch {EPOCHS}. Now run: python generate_report.py")
 
 
@@ -163,11 +181,27 @@ def find_checkpoint(folder, constants):
     return saved
 
 
-def train(images, parts, run, folder):
+def prepare_metrics(images, run):
+    """Return what metrics.measure compares with, or None if that is too little or not wanted.
+
+    What it says of real images and of a Gaussian goes into the run, to read the numbers against.
+    """
+    n = min(METRIC_IMAGES, len(images) // 2)
+    if n < 20 or images.min() == images.max():  # five neighbours among so few say nothing
+        return None
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))
+    reference = metrics.prepare(images, images[order[:n]], SEED)
+    run.floor = metrics.measure(reference, images[order[n : 2 * n]]) | {"n": n}
+    run.gaussian = metrics.measure(reference, metrics.gaussian_reference(images, n, SEED))
+    return reference
+
+
+def train(images, parts, run, folder, reference):
     """The adversarial loop: from where the run is to its last epoch, with checkpoints on the way.
 
-    images: uint8 (N, C, 28, 28) on the device. A signal ends it with status 130 or 143, after a
-    checkpoint. Raises UserError if the losses are no longer finite or a file cannot be written.
+    images: uint8 (N, C, 28, 28) on the device; reference: what prepare_metrics returned. A signal
+    ends it with status 130 or 143, after a checkpoint. Raises UserError if the losses are no longer
+    finite or a file cannot be written.
     """
     used = len(images) // BATCH_SIZE * BATCH_SIZE  # the rest of a permutation sits an epoch out
     signals = []
@@ -207,12 +241,12 @@ def train(images, parts, run, folder):
                     print(f"stopped in epoch {run.epoch + 1}; nothing is lost. To go on:")
                     print(f"  python {shlex.join(sys.argv + again)}")
                     sys.exit(128 + signals[0])
-            bar.write(end_epoch(images, parts, run, folder))
+            bar.write(end_epoch(images, parts, run, folder, reference))
             last_save = time.monotonic()
 
 
-def end_epoch(images, parts, run, folder):
-    """Write what is due after an epoch and make the run ready for the next. Returns a status line.
+def end_epoch(images, parts, run, folder, reference):
+    """Measure and write what is due after an epoch, make ready for the next. Returns a status line.
 
     The checkpoint comes last: whatever it says is done is on the disk.
     """
@@ -220,9 +254,17 @@ def end_epoch(images, parts, run, folder):
     speed = run.position / run.seconds
     row = {"epoch": run.epoch + 1, "step": run.step, "seconds": round(run.seconds, 2)}
     row |= {"images_per_second": round(speed, 1)} | means(run)
+    if reference:
+        random = torch.Generator().manual_seed(SEED)
+        latents = torch.randn(reference["n"], LATENT_DIM, generator=random).to(images.device)
+        with number_format(images.device, run.settings["PRECISION"]):
+            synthetic = dataset.draw(parts["generator_ema"], latents).cpu()
+        row |= metrics.measure(reference, synthetic)
     run.history.append(row | {"data_set": dataset.title(DATASET)})
     left = timedelta(seconds=round(run.seconds * (EPOCHS - run.epoch - 1)))
     status = f"epoch {run.epoch + 1}/{EPOCHS}, {speed:.0f} images/s, {describe_means(run)}"
+    if reference:
+        status += f", {describe_metrics(row)}"
 
     run.epoch += 1
     run.position, run.seconds, run.sums = 0, 0.0, torch.zeros_like(run.sums)
@@ -233,7 +275,8 @@ def end_epoch(images, parts, run, folder):
         checkpoint.save(folder / f"generator_epoch_{run.epoch:04d}.pt", snapshot)
     write_log(run.history, folder / "log.csv")
     checkpoint.save_run(parts, run, folder)
-    return f"{status}, {left} left"
+    status += f", {left} left"
+    return f"{status}\n{COLLAPSE}" if looks_collapsed(row) else status
 
 
 def train_step(real, parts, precision):
@@ -244,11 +287,10 @@ def train_step(real, parts, precision):
     loss (Goodfellow et al. 2014, section 3).
     """
     generator, discriminator = parts["generator"], parts["discriminator"]
-    number_format = torch.autocast(real.device.type, torch.bfloat16, precision == "bfloat16")
     real = real.contiguous(memory_format=torch.channels_last)
     latents = torch.randn(len(real), LATENT_DIM, device=real.device)
 
-    with number_format:
+    with number_format(real.device, precision):
         fake = generator(latents)
         logits_real = discriminator(real).float()
         logits_fake = discriminator(fake.detach()).float()
@@ -260,7 +302,7 @@ def train_step(real, parts, precision):
     parts["optimizer_d"].step()
 
     discriminator.requires_grad_(False)  # its own gradients would be a third of the work, unused
-    with number_format:
+    with number_format(real.device, precision):
         logits = discriminator(fake).float()
     loss_g = F.binary_cross_entropy_with_logits(logits, ones)
     parts["optimizer_g"].zero_grad()
@@ -270,6 +312,11 @@ def train_step(real, parts, precision):
 
     d_real, d_fake = logits_real.sigmoid().mean(), logits_fake.sigmoid().mean()
     return torch.stack([loss_d, loss_g, d_real, d_fake]).detach()
+
+
+def number_format(device, precision):
+    """The context in which convolutions are computed in "float32" or "bfloat16"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @torch.no_grad()
@@ -309,37 +356,14 @@ def describe_means(run):
     return f"loss D {loss_d:.3f} G {loss_g:.3f}, D(x) {d_real:.2f}, D(G(z)) {d_fake:.2f}"
 
 
-def choose_device():
-    """Return the torch.device that DEVICE asks for. Raises UserError without CUDA."""
-    if DEVICE == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            'error: DEVICE=cuda: torch finds no CUDA device here; legal are "cpu" and "auto"'
-        )
-    if DEVICE == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(DEVICE)
+def describe_metrics(row):
+    precision, recall, coverage = (row[key] for key in ("precision", "recall", "coverage"))
+    return f"precision {precision:.2f} recall {recall:.2f} coverage {coverage:.2f}"
 
 
-def describe_device(device):
-    if device.type == "cuda":
-        return f"cuda, {torch.cuda.get_device_name(device)}"
-    return f"cpu, {torch.get_num_threads()} threads"
-
-
-def choose_precision(device, saved):
-    """Return the number format of convolutions and, in words, why."""
-    if PRECISION != "auto":
-        return PRECISION, "as set"
-    if saved:
-        return saved["settings"]["PRECISION"], "as this run began"
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Without these instructions bfloat16 is emulated, slower than float32.
-        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    if fast:
-        return "bfloat16", "this hardware computes in it"
-    return "float32", "this hardware has no fast bfloat16"
+def looks_collapsed(row):
+    """Whether nearly nothing of the data is covered, when there was time to learn it."""
+    return row.get("coverage", 1.0) < 0.1 and row["step"] >= 500
 
 
 if __name__ == "__main__":

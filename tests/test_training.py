@@ -79,6 +79,7 @@ def test_a_run_leaves_a_checkpoint_a_log_and_a_generator_an_epoch(run, small):
         assert row["data_set"] == "Phantom (computer-drawn, not patients)"
         assert float(row["loss_discriminator"]) > 0 and float(row["loss_generator"]) > 0
         assert 0 < float(row["d_real"]) < 1 and 0 < float(row["d_fake"]) < 1
+        assert 0 <= float(row["coverage"]) <= 1 and float(row["frechet"]) > 0
         assert float(row["seconds"]) > 0 and float(row["images_per_second"]) > 0
     last = torch.load("models/phantom/generator_epoch_0002.pt", weights_only=True)
     checkpoint = torch.load(CHECKPOINT, weights_only=True)
@@ -233,6 +234,32 @@ def test_losses_that_are_not_finite_stop_the_run(run, small, monkeypatch):
     assert result.status == 1
     assert "no longer finite" in result.text and "LEARNING_RATE" in result.text
     assert CHECKPOINT.read_bytes() == before
+
+
+def test_a_collapse_is_told_in_words(run, small, monkeypatch):
+    forward = dcgan.Generator.forward
+
+    def collapsed(generator, latents):  # one image for all latents, but still one to train
+        return forward(generator, latents if generator.training else latents * 0)
+
+    small += ["--BATCH_SIZE=2", "--EPOCHS=5"]  # 500 steps: from here on coverage could be there
+    healthy = run("train_model.py", *small, "--RUN_NAME=healthy")
+    monkeypatch.setattr(dcgan.Generator, "forward", collapsed)
+    result = run("train_model.py", *small)
+    assert result.status == 0
+    assert (
+        result.text.count("nearly all samples look alike") == 2
+    )  # when it happens, and at the end
+    assert "LEARNING_RATE" in result.text
+    assert "coverage" in healthy.text and "look alike" not in healthy.text
+
+
+def test_a_run_can_do_without_metrics(run, small):
+    result = run("train_model.py", *small, "--EPOCHS=1", "--METRIC_IMAGES=0")
+    assert result.status == 0 and "coverage" not in result.text
+    assert "coverage" not in Path("models/phantom/log.csv").read_text()
+    assert run("generate_report.py").status == 0
+    assert not Path("images/phantom/metrics.png").exists()
 
 
 def test_snapshots_can_be_rarer_and_the_last_is_always_kept(run, small):

@@ -1,0 +1,37 @@
+"""Where to compute, and in which number format."""
+
+import torch
+
+from settings import UserError
+
+
+def choose_device(wanted):
+    """Return the torch.device for "auto", "cpu" or "cuda". Raises UserError without CUDA."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            'error: DEVICE=cuda: torch finds no CUDA device here; legal are "cpu" and "auto"'
+        )
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def describe(device):
+    """Name a device as a start-up message does."""
+    if device.type == "cuda":
+        return f"cuda, {torch.cuda.get_device_name(device)}"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def choose_precision(wanted, device):
+    """Return the number format of convolutions for "auto", "float32" or "bfloat16", and why."""
+    if wanted != "auto":
+        return wanted, "as set"
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Without these instructions bfloat16 is emulated, slower than float32.
+        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    if fast:
+        return "bfloat16", "this hardware computes in it"
+    return "float32", "this hardware has no fast bfloat16"
