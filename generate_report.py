@@ -7,6 +7,7 @@ Works while a run is still training, too. Every constant below can be changed he
 command line.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -30,6 +31,7 @@ RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
 MODELS_DIR = "models"  # where train_model.py keeps its runs
 DATA_DIR = ""  # folder of the .npz files; empty: the one the run was trained from
 IMAGES_DIR = "images"  # the pictures go to IMAGES_DIR/RUN_NAME
+EPOCH = "last"  # to draw from: "last", "best" (the one of the highest coverage) or a number
 SEED = 0  # of the synthetic images and the choice of real ones [0 to 2147483647]
 
 # --- Pictures ---
@@ -47,7 +49,8 @@ LAST_FRAME_MS = 3000  # the same for the last frame, milliseconds [20 to 60000]
 # --- Synthetic images ---
 N_SYNTHETIC = 1000  # images in synthetic/synthetic.npz [1 to 100000]
 
-BLUE, VERMILION = "#0072b2", "#d55e00"  # told apart by colour-blind readers too (Okabe and Ito)
+# Told apart by colour-blind readers too (Okabe and Ito).
+BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
 
 
 def main():
@@ -62,16 +65,21 @@ def main():
         when = f"epoch {last['epoch']} {of_epochs}"
     else:
         when = f"in epoch {last['epoch'] + 1} {of_epochs}, unfinished"
+    snapshots = find_snapshots(folder)
+    drawn_from, path = last, folder / "checkpoint.pt"
+    if EPOCH != "last":
+        epoch = choose_epoch(snapshots, last["history"])
+        path, when = snapshots[epoch], f"epoch {epoch} {of_epochs}"
+        drawn_from = checkpoint.load(path, checkpoint.SNAPSHOT)
     images = load_images(trained, last["fingerprint"])
     random = torch.Generator().manual_seed(SEED)
     real = images[torch.randperm(len(images), generator=random)[: COLLAGE_ROWS * COLLAGE_COLUMNS]]
     latents = torch.randn(N_SYNTHETIC, trained["LATENT_DIM"], generator=random)
-    synthetic = sample(last, folder / "checkpoint.pt", latents)
+    synthetic = sample(drawn_from, path, latents)
     grids = {}  # epoch: the images drawn from the same latents after that epoch
-    for path in sorted(folder.glob("generator_epoch_*.pt")):
-        snapshot = checkpoint.load(path, checkpoint.SNAPSHOT)
+    for epoch, path in snapshots.items():
         latents = last["fixed_latents"][: GRID_ROWS * GRID_COLUMNS]
-        grids[snapshot["epoch"]] = sample(snapshot, path, latents)
+        grids[epoch] = sample(checkpoint.load(path, checkpoint.SNAPSHOT), path, latents)
 
     set_aside_foreign(out, grids)
     heading = f"Reel vs Real: {name}, {when}"
@@ -96,6 +104,8 @@ def main():
         write_png(out / "training_progress.png", compose(heading, strips, columns=10))
         write_gif(out / "training.gif", frames)
         write_png(out / "losses.png", draw_losses(last["history"], name))
+        if last["floor"]:
+            write_png(out / "metrics.png", draw_metrics(last, name))
     else:
         print("no epoch is finished yet: the grids, the GIF and the losses have to wait")
 
@@ -118,6 +128,27 @@ def find_run():
     return newest.parent
 
 
+def find_snapshots(folder):
+    """Return {epoch: path} of the generators that a run has kept, in the order of epochs."""
+    names = ((re.fullmatch(r"generator_epoch_(\d+)", p.stem), p) for p in folder.glob("*.pt"))
+    return dict(sorted((int(match[1]), path) for match, path in names if match))
+
+
+def choose_epoch(snapshots, history):
+    """Return the number of the epoch that EPOCH means. Raises UserError if it was not kept."""
+    coverage = {row["epoch"]: row["coverage"] for row in history if "coverage" in row}
+    measured = coverage.keys() & snapshots.keys()
+    if EPOCH == "best" and measured:
+        return max(sorted(measured), key=coverage.get)
+    if EPOCH.isdecimal() and int(EPOCH) in snapshots:
+        return int(EPOCH)
+    kept = ", ".join(str(epoch) for epoch in snapshots) or "none so far"
+    raise UserError(
+        f'error: EPOCH={EPOCH}: legal are "last", "best" if coverage was measured, and the epochs '
+        f"of which a generator was kept: {kept}"
+    )
+
+
 def load_images(trained, fingerprint):
     """Return the images that a run was trained on. Raises UserError if they are others now."""
     folder = DATA_DIR or trained["DATA_DIR"]
@@ -138,7 +169,6 @@ def set_aside_foreign(out, grids):
         print(f"{out} holds pictures of another run; it is now called {files.set_aside(out)}")
 
 
-@torch.inference_mode()
 def sample(saved, path, latents):
     """Draw one image for each latent with the moving-average generator of a checkpoint.
 
@@ -146,7 +176,7 @@ def sample(saved, path, latents):
     """
     generator = Generator(latents.shape[1], saved["channels"]).eval()
     checkpoint.restore(generator, saved["generator_ema"], path)
-    return torch.cat([dataset.to_pixels(generator(batch)) for batch in latents.split(500)])
+    return dataset.draw(generator, latents)
 
 
 def compose(heading, blocks, columns, side_by_side=False, scale=None):
@@ -187,30 +217,61 @@ def compose(heading, blocks, columns, side_by_side=False, scale=None):
 
 def draw_losses(history, name):
     """Plot losses and the discriminator's opinions over epochs. Returns uint8 (H, W, 3)."""
-    epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    curves = [
-        (upper, "loss_discriminator", "discriminator", BLUE),
-        (upper, "loss_generator", "generator", VERMILION),
-        (lower, "d_real", "D(x), real", BLUE),
-        (lower, "d_fake", "D(G(z)), synthetic", VERMILION),
-    ]
-    for axes, key, label, colour in curves:
-        marker = "o" if len(epochs) < 15 else None
-        axes.plot(epochs, [row[key] for row in history], label=label, color=colour, marker=marker)
-    upper.set_title(f"{name}: training, mean of each epoch")
+    figure, (upper, lower) = draw_axes(f"{name}: training, mean of each epoch")
+    plot(upper, history, "loss_discriminator", "discriminator", BLUE)
+    plot(upper, history, "loss_generator", "generator", VERMILION)
     upper.set_ylabel("loss (nats)")
     upper.set_ylim(bottom=0)
+    plot(lower, history, "d_real", "D(x), real", BLUE)
+    plot(lower, history, "d_fake", "D(G(z)), synthetic", VERMILION)
     lower.axhline(0.5, color="grey", linewidth=0.8, linestyle="--", label="cannot tell")
     lower.set_ylabel("probability of being real,\nas the discriminator sees it")
     lower.set_ylim(0, 1)
-    lower.set_xlabel("epoch")
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (upper, lower):
+    return finish(figure)
+
+
+def draw_metrics(last, name):
+    """Plot what was measured, and what real images would reach. Returns uint8 (H, W, 3)."""
+    history, floor, gaussian = last["history"], last["floor"], last["gaussian"]
+    n = f"{floor['n']:,}"
+    title = f"{name}\n{n} synthetic against {n} real images; dashed: {n} other real ones"
+    figure, (upper, lower) = draw_axes(title)
+    for key, colour in (("precision", BLUE), ("recall", VERMILION), ("coverage", GREEN)):
+        plot(upper, history, key, key, colour)
+        upper.axhline(floor[key], color=colour, linewidth=0.8, linestyle="--")
+    upper.set_ylabel("share of images")
+    upper.set_ylim(0, 1)
+    plot(lower, history, "frechet", "synthetic", BLUE)
+    lower.axhline(floor["frechet"], color=BLUE, linewidth=0.8, linestyle="--", label="real")
+    lower.axhline(gaussian["frechet"], color="grey", linewidth=0.8, linestyle=":", label="Gaussian")
+    lower.set_ylabel("Frechet distance")
+    lower.set_yscale("log")
+    return finish(figure)
+
+
+def draw_axes(title):
+    """Return a figure and its two axes, one above the other, over the same epochs."""
+    figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    axes[0].set_title(title)
+    axes[1].set_xlabel("epoch")
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, axes
+
+
+def plot(axes, history, key, label, colour):
+    marker = "o" if len(history) < 15 else None
+    rows = [row for row in history if key in row]
+    epochs = [row["epoch"] for row in rows]
+    axes.plot(epochs, [row[key] for row in rows], label=label, color=colour, marker=marker)
+
+
+def finish(figure):
+    """Return a figure's pixels, uint8 (H, W, 3)."""
+    for axes in figure.axes:
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         axes.spines[["top", "right"]].set_visible(False)
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 

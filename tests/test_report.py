@@ -22,7 +22,13 @@ def pictures(folder):
 def assert_whole_report(folder, epochs, n_synthetic, channels=1):
     assert pictures(folder) == sorted(
         [f"epochs/epoch_{epoch:04d}.png" for epoch in epochs]
-        + ["losses.png", "real_vs_synthetic.png", "training.gif", "training_progress.png"]
+        + [
+            "losses.png",
+            "metrics.png",
+            "real_vs_synthetic.png",
+            "training.gif",
+            "training_progress.png",
+        ]
         + ["synthetic/contact_sheet.png", "synthetic/synthetic.npz"]
     )
     for name in pictures(folder):
@@ -96,6 +102,25 @@ def test_the_run_trained_last_is_reported_unless_another_is_named(run, small):
     assert_whole_report("images/second", [1], 1000)
     run("generate_report.py", "--RUN_NAME=first")
     assert_whole_report("images/first", [1], 1000)
+
+
+def test_the_synthetic_images_come_from_the_epoch_that_is_asked_for(run, small):
+    run("train_model.py", *small, "--EPOCHS=3")
+    saved = torch.load("models/phantom/checkpoint.pt", weights_only=True)
+    saved["history"][1]["coverage"] = 0.9  # as if the second epoch had been the best
+    saved["history"][0]["coverage"] = saved["history"][2]["coverage"] = 0.1
+    torch.save(saved, "models/phantom/checkpoint.pt")
+    images = {}
+    for epoch in ("last", "best", "1", "2", "3"):
+        run("generate_report.py", f"--EPOCH={epoch}", "--N_SYNTHETIC=70")
+        images[epoch] = assert_whole_report("images/phantom", [1, 2, 3], 70)
+    assert np.array_equal(images["best"], images["2"])
+    assert np.array_equal(images["last"], images["3"])
+    assert not np.array_equal(images["1"], images["2"])
+    for epoch in ("4", "first"):
+        result = run("generate_report.py", f"--EPOCH={epoch}")
+        assert result.status == 1 and f"EPOCH={epoch}: legal are" in result.text
+        assert "kept: 1, 2, 3" in result.text
 
 
 @pytest.mark.parametrize("steps", [1, 4])  # stopped in the first and in the second epoch
