@@ -234,7 +234,7 @@ def draw_metrics(last, name):
     """Plot what was measured, and what real images would reach. Returns uint8 (H, W, 3)."""
     history, floor, gaussian = last["history"], last["floor"], last["gaussian"]
     n = f"{floor['n']:,}"
-    title = f"{name}\n{n} synthetic against {n} real images; dashed: {n} other real ones"
+    title = f"{name}\n{n} synthetic against {n} training images; dashed: {n} other training images"
     figure, (upper, lower) = draw_axes(title)
     for key, colour in (("precision", BLUE), ("recall", VERMILION), ("coverage", GREEN)):
         plot(upper, history, key, key, colour)
@@ -242,7 +242,7 @@ def draw_metrics(last, name):
     upper.set_ylabel("share of images")
     upper.set_ylim(0, 1)
     plot(lower, history, "frechet", "synthetic", BLUE)
-    lower.axhline(floor["frechet"], color=BLUE, linewidth=0.8, linestyle="--", label="real")
+    lower.axhline(floor["frechet"], color=BLUE, linewidth=0.8, linestyle="--", label="training")
     lower.axhline(gaussian["frechet"], color="grey", linewidth=0.8, linestyle=":", label="Gaussian")
     lower.set_ylabel("Frechet distance")
     lower.set_yscale("log")

@@ -144,7 +144,7 @@ def main(constants):
         print(f"run        {folder}, {f'from epoch {run.epoch + 1} on' if saved else 'a new one'}")
         print(f"pictures   {pictures}, by python generate_report.py")
         if reference:
-            print(f"floor      {describe_metrics(run.floor)}: {reference['n']:,} real images")
+            print(f"floor      {describe_metrics(run.floor)}: {reference['n']:,} training images")
         train(images.to(device), parts, run, folder, reference)
         if looks_collapsed(run.history[-1]):
             print(COLLAPSE)
