@@ -40,6 +40,16 @@ CHECKPOINT = SNAPSHOT | {
     "rng_cpu": torch.Tensor,
 }
 
+# A row of the history; those of a run that is measured have metrics.measure's numbers as well.
+ROW = {
+    "epoch": int,
+    "step": int,
+    "loss_discriminator": float,
+    "loss_generator": float,
+    "d_real": float,  # D(x), mean over the epoch
+    "d_fake": float,  # D(G(z)), the same
+}
+
 
 def save(path, content):
     """Write a dict of tensors and plain values to path, whole or not at all. Raises UserError."""
@@ -70,6 +80,8 @@ def load(path, layout):
         refuse(path, "is damaged, a checksum in it is wrong")
     check_layout(path, content, layout)
     check_layout(path, content["settings"], SETTINGS)
+    for row in content.get("history", []):
+        check_layout(path, row, ROW)
     return content
 
 

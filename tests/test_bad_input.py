@@ -287,6 +287,7 @@ BAD_CHECKPOINTS = {
     "without a position": without("position"),
     "without fixed latents": without("fixed_latents"),
     "without a history": without("history"),
+    "a history of words": lambda real: real | {"history": ["an epoch"]},
 }
 BAD_FOR_TRAINING = {
     "without a discriminator": without("discriminator"),
