@@ -66,7 +66,7 @@ def load(path, layout):
     laid out differently.
     """
     if not path.exists():
-        raise UserError(f"error: {path} does not exist; python train_model.py makes checkpoints.")
+        raise UserError(f"{path} does not exist; python train_model.py makes checkpoints.")
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load would not notice a flipped bit
             damaged = archive.testzip()
@@ -95,9 +95,7 @@ def check_layout(path, content, layout):
 
 
 def refuse(path, cause):
-    raise UserError(
-        f"error: {path} {cause}. Move it away, and train anew or take another RUN_NAME."
-    )
+    raise UserError(f"{path} {cause}. Move it away, and train anew or take another RUN_NAME.")
 
 
 def restore(part, state, path):
@@ -114,7 +112,7 @@ def restore(part, state, path):
     except Exception as error:  # wrong keys, shapes or types, whatever a foreign file holds
         cause = " ".join(str(error).split())[:160]
         raise UserError(
-            f"error: {path} was made by another architecture than dcgan.py has now ({cause}). "
+            f"{path} was made by another architecture than dcgan.py has now ({cause}). "
             "Undo the change to dcgan.py, or train anew under another RUN_NAME."
         ) from None
 
@@ -137,7 +135,7 @@ def check_finite(parts, run, folder):
     tensors = [run.sums, *parts["generator"].parameters(), *parts["discriminator"].parameters()]
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise UserError(
-            f"error: the losses of {folder} are no longer finite, in epoch {run.epoch + 1}. The "
+            f"the losses of {folder} are no longer finite, in epoch {run.epoch + 1}. The "
             "last good checkpoint is kept. Train anew with a lower LEARNING_RATE or with "
             "--PRECISION=float32, under another RUN_NAME or with --RESUME=never"
         )

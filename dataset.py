@@ -43,7 +43,7 @@ def check_name(name):
     if name not in NAMES:
         near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"error: DATASET={name}: {hint}Known are {', '.join(NAMES)}.")
+        raise UserError(f"DATASET={name}: {hint}Known are {', '.join(NAMES)}.")
 
 
 def load(name, split="train", folder="data", fraction=1.0, seed=0):
@@ -117,7 +117,7 @@ def read_split(path, split, name):
             fix = "Move it away, and it is drawn anew."
         else:
             fix = f"Move it away to download it anew, or replace it from {INFO[name]['url']}"
-        raise UserError(f"error: {path} {cause}. {fix}")
+        raise UserError(f"{path} {cause}. {fix}")
 
     try:
         with np.load(path, allow_pickle=False) as arrays:  # or code in the file could run
@@ -176,7 +176,7 @@ def download(name, path):
                 time.sleep(PAUSE)
                 continue
             raise UserError(
-                f"error: {name} could not be downloaded: {error}.\n"
+                f"{name} could not be downloaded: {error}.\n"
                 f"  from:    {url}\n"
                 f"  by hand: put the file at {path} (its MD5 is {md5})\n"
                 "  without a network: python train_model.py --DATASET=phantom"

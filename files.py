@@ -29,7 +29,7 @@ def replacing(path):
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
-            f"error: {path} cannot be written: {error.strerror or error}. What stood there before "
+            f"{path} cannot be written: {error.strerror or error}. What stood there before "
             "is untouched; make room or choose another folder, and run the same command again."
         ) from None
     finally:
@@ -43,7 +43,7 @@ def make_folder(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"error: the folder {folder} cannot be made: {error.strerror or error}. "
+            f"the folder {folder} cannot be made: {error.strerror or error}. "
             "Move what is in its way, or choose another folder."
         ) from None
     return Path(folder)
@@ -53,12 +53,12 @@ def run_folder(parent, run_name):
     """Return parent/run_name as a Path; nothing is created. Raises UserError for an odd name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_name):
         raise UserError(
-            f"error: RUN_NAME={run_name}: legal are 1 to 100 letters, digits, '.', '_' and '-', "
+            f"RUN_NAME={run_name}: legal are 1 to 100 letters, digits, '.', '_' and '-', "
             f"the first one a letter or a digit; it names a folder in {parent}"
         )
     folder = Path(parent) / run_name
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"error: {folder} is not a folder. Move it, or choose another RUN_NAME.")
+        raise UserError(f"{folder} is not a folder. Move it, or choose another RUN_NAME.")
     return folder
 
 
@@ -72,12 +72,12 @@ def lock(folder):
         return FileLock(parent / f".{folder.name}.lock").acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"error: another process is training the run {folder}. "
+            f"another process is training the run {folder}. "
             "Wait for it, stop it, or choose another RUN_NAME."
         ) from None
     except OSError as error:
         raise UserError(
-            f"error: the folder {parent} is not writable: {error.strerror or error}. "
+            f"the folder {parent} is not writable: {error.strerror or error}. "
             "Change its permissions, or choose another folder."
         ) from None
 
@@ -96,7 +96,7 @@ def set_aside(*folders):
                 folder.rename(folder.with_name(f"{folder.name}-old-{number}"))
             except OSError as error:
                 raise UserError(
-                    f"error: {folder} cannot be renamed: {error.strerror or error}. "
+                    f"{folder} cannot be renamed: {error.strerror or error}. "
                     "Rename it by hand, or choose another RUN_NAME."
                 ) from None
     return f"{folders[0].name}-old-{number}"

@@ -124,7 +124,7 @@ def find_run():
     checkpoints = Path(MODELS_DIR).glob("*/checkpoint.pt")
     newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
-        raise UserError(f"error: {MODELS_DIR} holds no run yet; first run python train_model.py")
+        raise UserError(f"{MODELS_DIR} holds no run yet; first run python train_model.py")
     return newest.parent
 
 
@@ -144,7 +144,7 @@ def choose_epoch(snapshots, history):
         return int(EPOCH)
     kept = ", ".join(str(epoch) for epoch in snapshots) or "none so far"
     raise UserError(
-        f'error: EPOCH={EPOCH}: legal are "last", "best" if coverage was measured, and the epochs '
+        f'EPOCH={EPOCH}: legal are "last", "best" if coverage was measured, and the epochs '
         f"of which a generator was kept: {kept}"
     )
 
@@ -156,7 +156,7 @@ def load_images(trained, fingerprint):
     images, _, source = dataset.load(name, "train", folder, fraction, seed)
     if dataset.fingerprint(images) != fingerprint:
         raise UserError(
-            f"error: {source}: these are not the images that the run was trained on. Give the "
+            f"{source}: these are not the images that the run was trained on. Give the "
             "folder of the right file as --DATA_DIR"
         )
     return images

@@ -8,9 +8,7 @@ from settings import UserError
 def choose_device(wanted):
     """Return the torch.device for "auto", "cpu" or "cuda". Raises UserError without CUDA."""
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            'error: DEVICE=cuda: torch finds no CUDA device here; legal are "cpu" and "auto"'
-        )
+        raise UserError('DEVICE=cuda: torch finds no CUDA device here; legal are "cpu" and "auto"')
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)

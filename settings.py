@@ -22,6 +22,9 @@ from pathlib import Path
 class UserError(SystemExit):
     """A mistake the user can mend: Python prints the one-line message and exits with status 1."""
 
+    def __init__(self, message):
+        super().__init__(f"error: {message}")
+
 
 def override(namespace, arguments=None):
     """Set a script's constants from the command line and hold all of them to their legal values.
@@ -58,7 +61,7 @@ def override(namespace, arguments=None):
 
 
 def refuse(message):
-    raise UserError(f"error: {message}")
+    raise UserError(message)
 
 
 def read_constants(source, namespace):

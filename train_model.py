@@ -83,14 +83,15 @@ def main(constants):
             print("To see it: python generate_report.py. To train it longer: raise EPOCHS.")
             print("To train anew: choose another RUN_NAME.")
             return
-        # A run goes on in the number format that it began in.
-        wanted = saved["settings"]["PRECISION"] if saved and PRECISION == "auto" else PRECISION
-        precision, why = hardware.choose_precision(wanted, device)
+        if saved and PRECISION == "auto":
+            precision, why = saved["settings"]["PRECISION"], "as this run began"
+        else:
+            precision, why = hardware.choose_precision(PRECISION, device)
         images, _, source = dataset.load(DATASET, "train", DATA_DIR, TRAIN_FRACTION, SEED)
         n, channels = images.shape[:2]
         if n < BATCH_SIZE:
             raise UserError(
-                f"error: BATCH_SIZE={BATCH_SIZE}: legal is at least 2 and at most {n}, the "
+                f"BATCH_SIZE={BATCH_SIZE}: legal is at least 2 and at most {n}, the "
                 f"training images that TRAIN_FRACTION={TRAIN_FRACTION} leaves of {source}"
             )
 
@@ -124,7 +125,7 @@ def main(constants):
         if saved:
             if saved["fingerprint"] != run.fingerprint:
                 raise UserError(
-                    f"error: {DATA_DIR}/{DATASET}.npz does not hold the images that {folder} was "
+                    f"{DATA_DIR}/{DATASET}.npz does not hold the images that {folder} was "
                     "trained on. Put the old file back, or choose another RUN_NAME."
                 )
             checkpoint.take_up(saved, parts, run, folder / "checkpoint.pt")
@@ -162,7 +163,7 @@ def find_checkpoint(folder, constants):
     if not path.exists():
         if any(not file.name.startswith(".") for file in folder.glob("*")):
             raise UserError(
-                f"error: {folder} holds files but no checkpoint.pt to go on from. Choose another "
+                f"{folder} holds files but no checkpoint.pt to go on from. Choose another "
                 "RUN_NAME, or set the folder aside with --RESUME=never"
             )
         return None
@@ -175,7 +176,7 @@ def find_checkpoint(folder, constants):
     ]
     if changed:
         raise UserError(
-            f"error: {folder} was trained with other settings: {'; '.join(changed)}. Change them "
+            f"{folder} was trained with other settings: {'; '.join(changed)}. Change them "
             "back, choose another RUN_NAME, or set the run aside with --RESUME=never"
         )
     return saved

@@ -10,9 +10,23 @@ from types import SimpleNamespace
 import pytest
 
 import dataset
+import dcgan
 
 REPO = Path(__file__).resolve().parent.parent
 REAL_DATA = [REPO / "data", REPO.parent / "shared" / "data"]  # where PneumoniaMNIST may lie
+
+
+def signal_in_step(step, number, monkeypatch):
+    """Send this process a signal in the middle of a step of its training, as Ctrl-C would."""
+    forward, calls = dcgan.Generator.forward, []
+
+    def forward_with_signal(generator, latents):
+        calls.append(1)
+        if len(calls) == step:
+            signal.raise_signal(number)
+        return forward(generator, latents)
+
+    monkeypatch.setattr(dcgan.Generator, "forward", forward_with_signal)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from conftest import signal_in_step
 from PIL import Image
 
 import dataset
@@ -125,16 +126,8 @@ def test_the_synthetic_images_come_from_the_epoch_that_is_asked_for(run, small):
 
 @pytest.mark.parametrize("steps", [1, 4])  # stopped in the first and in the second epoch
 def test_an_unfinished_run_is_reported(run, small, monkeypatch, steps):
-    forward, calls = dcgan.Generator.forward, []
-
-    def stop(generator, latents):
-        calls.append(1)
-        if len(calls) == steps:
-            signal.raise_signal(signal.SIGINT)
-        return forward(generator, latents)
-
     with monkeypatch.context() as patch:
-        patch.setattr(dcgan.Generator, "forward", stop)
+        signal_in_step(steps, signal.SIGINT, patch)
         assert run("train_model.py", *small, "--EPOCHS=9").status == 130
     result = run("generate_report.py", "--N_SYNTHETIC=10")
     assert result.status == 0

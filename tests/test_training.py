@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import signal_in_step
 
 import dcgan
 import files
@@ -44,19 +45,6 @@ def wait_for_a_step(process):
     while not CHECKPOINT.exists() or torch.load(CHECKPOINT, weights_only=True)["step"] == 0:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def signal_in_step(step, number, monkeypatch):
-    """Send this process a signal in the middle of a step, as Ctrl-C would."""
-    forward, calls = dcgan.Generator.forward, []
-
-    def forward_with_signal(generator, latents):
-        calls.append(1)
-        if len(calls) == step:
-            signal.raise_signal(number)
-        return forward(generator, latents)
-
-    monkeypatch.setattr(dcgan.Generator, "forward", forward_with_signal)
 
 
 def test_a_run_leaves_a_checkpoint_a_log_and_a_generator_an_epoch(run, small):
