@@ -1,0 +1,302 @@
+"""Train three recipes on the same images for the same time, and measure what each has learned.
+
+    python benchmarks/compare.py                                   all three
+    python benchmarks/compare.py --RECIPES=ours,pytorch_example    without TensorFlow
+
+The recipes are in recipes.py; TensorFlow comes with pip install -r requirements-bench.txt. Each
+recipe has a process of its own. They train in turns, one after the other, so that what else the
+machine does hits all alike; the others sleep meanwhile. The clock of a recipe runs while it trains,
+not while it imports, builds, compiles or draws. After each turn it draws images from fixed latents;
+when all have ended, metrics.py compares them with real ones. For Linux and macOS.
+
+Every constant below can be changed here or on the command line.
+"""
+
+import contextlib
+import csv
+import importlib.metadata
+import importlib.util
+import io
+import itertools
+import json
+import platform
+import re
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import recipes
+
+import files
+import settings
+from settings import UserError
+
+# torch is imported where it is needed: the process of the Keras recipe must not hold it.
+
+# --- Data ---
+DATASET = "pneumoniamnist"  # a 2-D MedMNIST data set of grey images, or "phantom"
+DATA_DIR = "data"  # folder of the .npz files
+
+# --- Training ---
+RECIPES = "ours,keras_tutorial,pytorch_example"  # which to train, in this order
+MINUTES = 6.0  # training time of each recipe, minutes [0.001 to 10000.0]
+TURN_SECONDS = 15.0  # training time between two drawings, seconds [0.01 to 10000.0]
+DEVICE = "cpu"  # where all of them compute ["auto", "cpu", "cuda"]
+SEED = 0  # of the weights, the latents and the choice of real images [0 to 2147483647]
+
+# --- Measuring ---
+N_IMAGES = 2000  # drawn and compared; at most half the training images [64 to 20000]
+
+# --- Files ---
+OUT = "images/benchmarks/compare"  # folder of the table, the plots and the drawn images
+
+# --- Set by the program, for the processes it starts ---
+RECIPE = ""  # the one to train ["", "ours", "keras_tutorial", "pytorch_example"]
+
+TITLES = {
+    "ours": "ours",
+    "keras_tutorial": "Keras tutorial",
+    "pytorch_example": "PyTorch example",
+}
+
+
+def train_in_turns():
+    """The process of one recipe: trains and draws when a line on stdin says so, else sleeps.
+
+    A line asks {"seconds": training time, "n": images to draw, "path": file for them}; each answer
+    is one line of JSON. A first line tells the weights and the number format.
+    """
+    answers, sys.stdout = sys.stdout, sys.stderr  # a library's greeting is no answer
+    with np.load(Path(DATA_DIR) / f"{DATASET}.npz") as arrays:
+        recipe = getattr(recipes, RECIPE)(arrays["train_images"], DEVICE, SEED)
+    about = {key: recipe[key] for key in ("weights", "precision")}
+    print(json.dumps(about), file=answers, flush=True)
+    for line in iter(sys.stdin.readline, ""):
+        wanted, steps = json.loads(line), 0
+        start = perf_counter()
+        while perf_counter() - start < wanted["seconds"]:
+            loss = recipe["step"]()
+            steps += 1
+        loss = float(loss)  # waits until a GPU is done, so within the clock
+        seconds = perf_counter() - start
+        if not np.isfinite(loss):
+            raise UserError(f"the losses of the recipe {RECIPE} are no longer finite")
+        shape = (wanted["n"], recipe["latent_dim"])
+        latents = np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
+        with files.replacing(wanted["path"]) as file:
+            np.save(file, recipe["draw"](latents))
+        answer = {"seconds": seconds, "steps": steps, "images": steps * recipe["batch"]}
+        answer["peak_memory_mb"] = megabytes(resource.getrusage(resource.RUSAGE_SELF))
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def main():
+    """Check all that can be wrong, let the recipes train, measure, write."""
+    names = list(dict.fromkeys(RECIPES.split(",")))
+    if not set(names) <= set(TITLES):
+        raise UserError(f"RECIPES={RECIPES}: legal are {', '.join(TITLES)}, with commas between")
+    if "keras_tutorial" in names and importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            "the recipe keras_tutorial needs TensorFlow: pip install -r requirements-bench.txt, or "
+            "leave it out with --RECIPES=ours,pytorch_example"
+        )
+    import torch
+
+    import dataset
+    import hardware
+    import metrics
+
+    device = hardware.choose_device(DEVICE)
+    images, _, source = dataset.load(DATASET, "train", DATA_DIR)
+    held_out, _, _ = dataset.load(DATASET, "test", DATA_DIR)
+    n = min(N_IMAGES, len(images) // 2)
+    if images.shape[1] != 1 or n < 64:
+        raise UserError(f"{source}: the recipes want at least 128 images, and grey ones")
+    out = Path(OUT)
+    if out.exists():
+        print(f"the results that were here are now called {files.set_aside(out)}")
+
+    turns = max(1, round(60 * MINUTES / TURN_SECONDS))
+    print(f"{dataset.title(DATASET)} from {source}")
+    print(machine(device))
+    print(f"{turns} turns of {TURN_SECONDS:g} s for each of {', '.join(names)}")
+    rows, about = take_turns(names, turns, n, out, device)
+
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))
+    real, others = images[order[:n]], images[order[n : 2 * n]]
+    reference = metrics.prepare(images, real, SEED)
+    last = {}  # recipe: the images of its last turn
+    for name, turns in rows.items():
+        for row in turns:
+            last[name] = torch.from_numpy(np.load(row.pop("path")))
+            row |= metrics.measure(reference, last[name])
+
+    def detail(synthetic, train):
+        """What is too slow to be measured after each turn."""
+        fine = metrics.fine_detail(real, synthetic, SEED)
+        return {"fine_detail": fine[28]} | metrics.memorisation(synthetic, train, held_out)
+
+    for name, turns in rows.items():
+        turns[-1] |= detail(last[name], images)
+    marks = {"other real images": others}
+    if "pytorch_example" in names:
+        marks["the same, to 64x64 and back"] = recipes.there_and_back(others)
+    marks["Gaussian, mean and covariance"] = metrics.gaussian_reference(images, n, SEED)
+    but_others = images[torch.cat([order[:n], order[2 * n :]])]  # or others would be their own copy
+    for title, marked in marks.items():
+        marks[title] = metrics.measure(reference, marked) | detail(marked, but_others)
+
+    text = "\n".join(table(rows, about, marks))
+    text += (
+        f"\n\n{dataset.title(DATASET)}, {len(images):,} training images. The same training time "
+        f"for each, in turns of {TURN_SECONDS:g} s. Speed and its ratio: median (range) of the "
+        f"turns. Quality: after the last turn, N = {n:,}, k = {metrics.K}, seed {SEED}. Memorised: "
+        f"share as near to a training image as the nearest 1 % of {len(held_out):,} held-out "
+        f"images, so that 0.01 is usual. {machine(device)}.\n\n"
+        f"    python {shlex.join(sys.argv)}\n"
+    )
+    print(text)
+    with files.replacing(out / "compare.md") as file:
+        file.write(text.encode())
+    write_csv(out / "compare.csv", rows)
+    draw(out, rows, marks["other real images"], last, dataset.title(DATASET))
+
+
+def take_turns(names, turns, n, out, device):
+    """Let the recipes train, one at a time.
+
+    Returns {recipe: a dict for each turn} and {recipe: {"weights": [G, D], "precision": text}}.
+    """
+    command = [sys.executable, __file__, *sys.argv[1:], f"--DEVICE={device.type}"]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    children, about, rows = {}, {}, {name: [] for name in names}
+
+    def answer(name):
+        line = children[name].stdout.readline()
+        if not line:
+            raise UserError(f"the recipe {name} has ended early; its own message is above")
+        return json.loads(line)
+
+    try:
+        for name in names:  # while this process is small: Linux counts its memory as theirs
+            children[name] = subprocess.Popen([*command, f"--RECIPE={name}"], **streams)
+            about[name] = answer(name)
+        for turn in range(1, turns + 1):
+            for name in names:
+                path = str(out / "samples" / f"{name}_{turn:04d}.npy")
+                wanted = {"seconds": TURN_SECONDS, "n": n, "path": path}
+                children[name].stdin.write(json.dumps(wanted) + "\n")
+                children[name].stdin.flush()
+                row = {"turn": turn, "recipe": name, "path": path} | answer(name)
+                row["images_per_second"] = row["images"] / row["seconds"]
+                for key in ("seconds", "steps", "images"):  # from here on, since the beginning
+                    row[key] += rows[name][-1][key] if rows[name] else 0
+                rows[name].append(row)
+                print(f"turn {turn}/{turns}, {name}: {row['images_per_second']:.1f} images/s")
+    finally:
+        for child in children.values():
+            child.kill()
+            child.wait()
+    return rows, about
+
+
+def table(rows, about, marks):
+    """Return the lines of a markdown table: the recipes, and below them the marks to read by."""
+    heads = ["recipe", "weights G + D", "images/s", "ratio to Keras", "steps", "s to coverage 0.5"]
+    heads += ["precision", "recall", "coverage", "Frechet", "fine detail, 28 px", "memorised"]
+    lines = [[*heads, "peak memory, MB"], ["---"] * 13]
+    for name, turns in rows.items():
+        weights = " + ".join(f"{count:,}" for count in about[name]["weights"])
+        speeds, ratio, last = [row["images_per_second"] for row in turns], "", turns[-1]
+        if "keras_tutorial" in rows:
+            theirs = [row["images_per_second"] for row in rows["keras_tutorial"]]
+            ratio = spread([a / b for a, b in zip(speeds, theirs, strict=True)], 2)
+        reached = [f"{row['seconds']:.0f}" for row in turns if row["coverage"] >= 0.5]
+        reached = (reached or [f"not reached in {last['seconds']:.0f}"])[0]
+        line = [f"{TITLES[name]}, {about[name]['precision']}", weights, spread(speeds, 0), ratio]
+        line += [f"{last['steps']:,}", reached, *quality(last), f"{last['peak_memory_mb']:,.0f}"]
+        lines.append(line)
+    lines += [[f"*{title}*", *[""] * 5, *quality(row), ""] for title, row in marks.items()]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def quality(row):
+    shares = [f"{row[key]:.2f}" for key in ("precision", "recall", "coverage", "frechet")]
+    return [*shares, f"{row['fine_detail']:.0f}", f"{row['share']:.3f}"]
+
+
+def spread(values, digits):
+    """Return median and range as a text."""
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def write_csv(path, rows):
+    """Write a row for each turn of each recipe; seconds, steps and images count from its start."""
+    text = io.StringIO()
+    columns = ["turn", "recipe", "seconds", "steps", "images", "images_per_second"]
+    columns += ["peak_memory_mb", "precision", "recall", "coverage", "frechet"]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in itertools.chain(*rows.values()):
+        writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+    with files.replacing(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def draw(out, rows, floor, last, title):
+    """Draw coverage and Frechet distance over training time, and images of the last turn."""
+    import generate_report as report
+
+    heading = f"{title}: {len(next(iter(last.values()))):,} synthetic and as many real images"
+    figure, axes = report.draw_axes(heading)
+    colours = dict(zip(TITLES, (report.BLUE, report.VERMILION, report.GREEN), strict=True))
+    for panel, key in zip(axes, ("coverage", "frechet"), strict=True):
+        for name, turns in rows.items():
+            seconds, values = [row["seconds"] for row in turns], [row[key] for row in turns]
+            look = {"color": colours[name], "marker": "o", "markersize": 3}
+            panel.plot(seconds, values, label=TITLES[name], **look)
+        look = {"color": "grey", "linestyle": "--", "linewidth": 0.8}
+        panel.axhline(floor[key], label="other real images", **look)
+    axes[0].set(ylabel="coverage (share of real images)", ylim=(0, 1))
+    axes[1].set(ylabel="Frechet distance", yscale="log", xlabel="training time (s)", xlim=(0, None))
+    report.write_png(out / "compare.png", report.finish(figure))
+
+    blocks = [(TITLES[name], images[:64]) for name, images in last.items()]
+    seconds = len(rows[next(iter(rows))]) * TURN_SECONDS
+    heading = f"{title}\nsynthetic images after {seconds:g} s of training each"
+    picture = report.compose(heading, blocks, columns=8, side_by_side=True)
+    report.write_png(out / "compare_samples.png", picture)
+
+
+def machine(device):
+    """Name the hardware and the versions in one line."""
+    import hardware
+
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    packages = [name for name in ("torch", "numpy", "tensorflow") if importlib.util.find_spec(name)]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    python = f"Python {platform.python_version()}, {platform.system()}"
+    return f"{hardware.describe(device)}, {cpu}; {python}, {versions}"
+
+
+def megabytes(usage):
+    """The peak resident memory of a process, 10^6 bytes; Linux counts it in KiB, macOS in bytes."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+if __name__ == "__main__":
+    settings.override(globals())
+    try:
+        train_in_turns() if RECIPE else main()
+    except KeyboardInterrupt:
+        sys.exit(130)

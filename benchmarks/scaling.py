@@ -1,0 +1,158 @@
+"""Say what a training costs, in time and memory, when there are more images.
+
+    python benchmarks/scaling.py
+
+For each number of images, noise is written into a temporary folder as chestmnist.npz, and the real
+train_model.py is run on it for one epoch, with all its other constants at their defaults. What a
+step spends on fetching its images, and an epoch on its metrics, is timed apart, in this process.
+Prints markdown, keeps nothing. For Linux and macOS.
+
+Every constant below can be changed here or on the command line.
+"""
+
+import csv
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter, sleep
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import compare
+import recipes
+
+import dataset
+import hardware
+import metrics
+import settings
+import train_model
+from settings import UserError
+
+# --- Measuring ---
+SIZES = "5000,20000,78468"  # numbers of training images; the last is that of ChestMNIST
+REPEATS = 5  # of what is timed in this process; the median counts [1 to 1000]
+
+# The script as its user starts it, but for a sign that its imports are done.
+START = f"""
+import runpy, sys
+sys.path.insert(0, {str(Path(train_model.__file__).parent)!r})
+import train_model
+open("imported", "x").close()
+runpy.run_path(train_model.__file__, run_name="__main__")
+"""
+
+
+def main():
+    try:
+        sizes = [int(size) for size in SIZES.split(",")]
+    except ValueError:
+        raise UserError(f"SIZES={SIZES}: legal are whole numbers with commas between") from None
+    if min(sizes) < 2 * train_model.BATCH_SIZE:
+        raise UserError(f"SIZES={SIZES}: legal are at least {2 * train_model.BATCH_SIZE}")
+    device = hardware.choose_device(train_model.DEVICE)
+
+    heads = ["images", "steps", "s an epoch", "s per 1,000 images", "ms a step", "data handling"]
+    heads += ["metrics", "s to first step", "after imports", "peak memory, MB"]
+    # First all that train_model.py does: as a child's peak memory Linux counts at least that of the
+    # process that started it, and this one is still small.
+    runs = {n: train(noise(n)) for n in sizes}
+    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
+    for n, (row, imported, begun, peak) in runs.items():
+        images = noise(n)
+        fetching, measuring = time_fetching(images, device), time_metrics(images, device)
+        steps = int(row["step"])
+        step = float(row["seconds"]) / steps
+        epoch = float(row["seconds"]) + measuring
+        line = [f"{n:,}", f"{steps:,}", f"{epoch:.1f}", f"{1000 * epoch / n:.2f}"]
+        line += [f"{1000 * step:.1f}", f"{fetching / step:.2%}", f"{measuring / epoch:.2%}"]
+        line += [f"{begun:.1f}", f"{begun - imported:.1f}", f"{peak:,.0f}"]
+        print(f"| {' | '.join(line)} |")
+    print(
+        "\nOne epoch each: its steps and its metrics. Data handling: share of a step that fetches "
+        "images and makes them ready. Metrics: share of an epoch. To first step: from the start of "
+        "the process until the first step begins, and from the end of the imports. "
+        f"{compare.machine(device)}.\n\n    python {shlex.join(sys.argv)}"
+    )
+
+
+def noise(n):
+    return np.random.default_rng(n).integers(256, size=(n, 28, 28), dtype=np.uint8)
+
+
+def train(images):
+    """Run train_model.py for an epoch on images, uint8 (N, 28, 28).
+
+    Returns the row of its log.csv; the seconds until all is imported and until the first step
+    begins; and its peak memory in MB.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = {}
+        for split, some in {"train": images, "val": images[:64], "test": images[:64]}.items():
+            arrays[f"{split}_images"] = some
+            arrays[f"{split}_labels"] = np.zeros((len(some), 14), np.uint8)
+        (Path(folder) / "data").mkdir()
+        np.savez(Path(folder) / "data" / "chestmnist.npz", **arrays)
+
+        command = [sys.executable, "-c", START, "--DATASET=chestmnist", "--EPOCHS=1"]
+        begin = perf_counter()
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+        seconds, run = [], Path(folder) / "models" / "chestmnist"
+        # The first checkpoint is the last that train_model.py does before the first step.
+        for sign in (Path(folder) / "imported", run / "checkpoint.pt"):
+            while not sign.exists():
+                if process.poll() is not None:
+                    raise UserError("train_model.py has failed; its own message is above")
+                sleep(0.01)
+            seconds.append(perf_counter() - begin)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise UserError("train_model.py has failed; its own message is above")
+        with open(run / "log.csv", newline="") as file:
+            return next(csv.DictReader(file)), *seconds, compare.megabytes(usage)
+
+
+def time_fetching(images, device):
+    """Return the seconds in which a step fetches its images and makes them ready."""
+    images = torch.from_numpy(images)[:, None].to(device)
+    batches = torch.randperm(len(images), device=device).split(train_model.BATCH_SIZE)[:100]
+
+    def fetch():
+        for chosen in batches:
+            pixels = dataset.to_network(images[chosen])
+            last = pixels.contiguous(memory_format=torch.channels_last)
+        last[0, 0, 0, 0].item()  # waits for a GPU
+
+    return median_seconds(fetch) / len(batches)
+
+
+def time_metrics(images, device):
+    """Return the seconds in which an epoch draws images and compares them with real ones."""
+    n = min(train_model.METRIC_IMAGES, len(images) // 2)
+    if n < 20:  # train_model.py measures nothing then
+        return 0.0
+    real = torch.from_numpy(images[: 10 * n])[:, None]
+    reference = metrics.prepare(real, real[:n])
+    ours = recipes.ours(images[:1000], device, seed=0)
+    latents = np.random.default_rng(0).standard_normal((n, ours["latent_dim"]), dtype=np.float32)
+    draw = ours["draw"]
+    return median_seconds(lambda: metrics.measure(reference, torch.from_numpy(draw(latents))))
+
+
+def median_seconds(function):
+    seconds = []
+    for _ in range(REPEATS):
+        begin = perf_counter()
+        function()
+        seconds.append(perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    settings.override(globals())
+    main()

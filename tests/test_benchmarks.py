@@ -1,0 +1,123 @@
+"""The benchmarks as a reader runs them, as briefly as can be. Nothing here holds for a speed."""
+
+import csv
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO
+
+sys.path.insert(0, str(REPO / "benchmarks"))
+import recipes
+import roofline
+
+RECIPES = ["ours", "pytorch_example"]
+if importlib.util.find_spec("tensorflow"):
+    RECIPES.insert(1, "keras_tutorial")
+
+
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch):
+    """Run a benchmark in an empty folder, `python benchmarks/script arguments`, to its end."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_benchmark(script, *arguments):
+        command = [sys.executable, str(REPO / "benchmarks" / script), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    return run_benchmark
+
+
+def test_recipes_are_compared_on_equal_time(benchmark, phantom_dir):
+    with np.load(phantom_dir / "phantom.npz") as arrays:
+        few = {name: array[:256] for name, array in arrays.items()}
+    Path("data").mkdir()
+    np.savez("data/phantom.npz", **few)
+    wanted = ["--DATASET=phantom", f"--RECIPES={','.join(RECIPES)}", "--N_IMAGES=64"]
+    result = benchmark("compare.py", *wanted, "--MINUTES=0.02", "--TURN_SECONDS=0.6")
+    assert result.returncode == 0, result.stderr
+    out = Path("images/benchmarks/compare")
+    assert {path.name for path in out.iterdir()} == {
+        "compare.md",
+        "compare.csv",
+        "compare.png",
+        "compare_samples.png",
+        "samples",
+    }
+    text = (out / "compare.md").read_text()
+    assert text in result.stdout
+    for words in ("N = 64", "k = 5", "seed 0", f"torch {torch.__version__.split('+')[0]}"):
+        assert words in text
+    assert "benchmarks/compare.py --DATASET=phantom" in text  # the command that repeats it
+    for title in ("ours, ", "PyTorch example, float32", "*other real images*", "*Gaussian"):
+        assert f"\n| {title}" in text
+
+    with open(out / "compare.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    turns = [(row["turn"], row["recipe"]) for row in rows]
+    assert sorted(turns) == sorted((turn, name) for turn in "12" for name in RECIPES)
+    for row in rows:
+        assert int(row["images"]) == 64 * int(row["steps"]) > 0
+        assert float(row["seconds"]) >= 0.6 * int(row["turn"])
+        assert 100 < float(row["peak_memory_mb"]) < 100_000
+        assert 0 <= float(row["coverage"]) <= 1
+        samples = np.load(out / "samples" / f"{row['recipe']}_000{row['turn']}.npy")
+        assert samples.shape == (64, 1, 28, 28) and samples.dtype == np.uint8
+        assert samples.std() > 0
+
+
+def test_without_tensorflow_one_line_says_what_to_install(benchmark):
+    if "keras_tutorial" in RECIPES:
+        pytest.skip("TensorFlow is installed")
+    result = benchmark("compare.py")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "requirements-bench.txt" in result.stderr and "--RECIPES=ours" in result.stderr
+
+
+def test_roofline_names_operations_rates_and_where_time_goes(benchmark):
+    small = ["--DEVICE=cpu", "--ROUNDS=1", "--STEPS=1", "--BATCH_SIZE=1"]
+    result = benchmark("roofline.py", *small)
+    assert result.returncode == 0, result.stderr
+    operations = dict(re.findall(r"\| (.*) \| ([\d.]+) \|\n", result.stdout))
+    parts = [float(number) for name, number in operations.items() if name != "all"]
+    assert float(operations["all"]) == pytest.approx(sum(parts), abs=0.05) and len(parts) >= 4
+    for kind in ("bfloat16, forward", "float32, forward and backward", "convolution", "batch norm"):
+        assert f"\n| {kind} |" in result.stdout
+    assert "Gflop/s" in result.stdout and "ms" in result.stdout
+
+
+def test_operations_are_counted_as_in_the_textbook():
+    layer = torch.nn.Conv2d(3, 8, 5, padding=2)
+    images = torch.randn(2, 3, 28, 28)
+    forward = 2 * 2 * 8 * 3 * 5 * 5 * 28 * 28  # two for a product and its sum
+    assert roofline.count(lambda: layer(images)) == {"all, convolutions forward": forward}
+    counts = roofline.count(lambda: layer(images).sum().backward(), {"net": layer})
+    # As many again for the gradient of the weights; that of the images is not wanted.
+    assert counts == {"net, convolutions forward": forward, "net, convolutions backward": forward}
+
+
+def test_counts_of_both_networks_are_all_there_is_in_a_step():
+    noise = np.random.default_rng(0).integers(256, size=(128, 28, 28), dtype=np.uint8)
+    ours = recipes.ours(noise, "cpu", seed=0)
+    by_network = roofline.count(ours["step"], ours["networks"])
+    assert sum(by_network.values()) == sum(roofline.count(ours["step"]).values()) > 0
+
+
+def test_scaling_tells_what_a_number_of_images_costs(benchmark):
+    result = benchmark("scaling.py", "--SIZES=192", "--REPEATS=1")
+    assert result.returncode == 0, result.stderr
+    header, _, line = result.stdout.splitlines()[:3]
+    row = dict(zip(header.strip("| ").split(" | "), line.strip("| ").split(" | "), strict=True))
+    assert row["images"] == "192" and row["steps"] == "3"
+    assert 0 < float(row["after imports"]) < float(row["s to first step"])
+    assert 0 < float(row["data handling"].rstrip("%")) < 100
+    assert 0 < float(row["metrics"].rstrip("%")) < 100
+    assert float(row["s an epoch"]) > 0
+    assert 100 < float(row["peak memory, MB"].replace(",", "")) < 100_000
+    assert list(Path().iterdir()) == []  # nothing is left behind
