@@ -214,8 +214,9 @@ def table(rows, about, marks):
     lines = [[*heads, "peak memory, MB"], ["---"] * 13]
     for name, turns in rows.items():
         weights = " + ".join(f"{count:,}" for count in about[name]["weights"])
-        speeds, ratio, last = [row["images_per_second"] for row in turns], "", turns[-1]
-        if "keras_tutorial" in rows:
+        speeds, last = [row["images_per_second"] for row in turns], turns[-1]
+        ratio = "1" if name == "keras_tutorial" else ""
+        if "keras_tutorial" in rows and not ratio:
             theirs = [row["images_per_second"] for row in rows["keras_tutorial"]]
             ratio = spread([a / b for a, b in zip(speeds, theirs, strict=True)], 2)
         reached = [f"{row['seconds']:.0f}" for row in turns if row["coverage"] >= 0.5]
@@ -265,7 +266,7 @@ def draw(out, rows, floor, last, title):
             panel.plot(seconds, values, label=TITLES[name], **look)
         look = {"color": "grey", "linestyle": "--", "linewidth": 0.8}
         panel.axhline(floor[key], label="other real images", **look)
-    axes[0].set(ylabel="coverage (share of real images)", ylim=(0, 1))
+    axes[0].set(ylabel="coverage (share of real images)", ylim=(-0.02, 1))
     axes[1].set(ylabel="Frechet distance", yscale="log", xlabel="training time (s)", xlim=(0, None))
     report.write_png(out / "compare.png", report.finish(figure))
 

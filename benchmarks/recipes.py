@@ -1,17 +1,19 @@
 """Three recipes for drawing 28x28 images: ours, and those of two well-known tutorials.
 
 Each function takes grey images, uint8 (N, 28, 28), a device, "cpu" or "cuda", and a seed, and
-returns a dict: "step" trains on the next batch and returns the sum of the losses; "draw" turns
-latents (n, latent_dim) into uint8 (n, 1, 28, 28), both NumPy; "batch" and "latent_dim" are their
-sizes; "weights" counts the generator's and the discriminator's; "precision" is the number format.
+returns a dict: "step" trains on the next batch and returns a number that is finite as long as the
+losses are; "draw" turns latents (n, latent_dim) into uint8 (n, 1, 28, 28), both NumPy; "batch" and
+"latent_dim" are sizes; "weights" counts those of generator and discriminator; "precision" is the
+number format.
 
 All build and compile with one step on weights that are thrown away, so that "step" is as fast the
-first time as later. Libraries are imported inside, since TensorFlow and torch would share a process
-otherwise.
+first time as later. Libraries are imported inside, as TensorFlow and torch are not to share a
+process.
 """
 
 import copy
 import itertools
+import os
 import sys
 from pathlib import Path
 
@@ -77,6 +79,7 @@ def ours(images, device, seed):
 
 def keras_tutorial(images, device, seed):
     """The recipe of TensorFlow's DCGAN tutorial. Raises UserError without the device."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user's keras.json says
     import tensorflow as tf
     from keras import Sequential, layers, losses, optimizers, utils
 

@@ -38,15 +38,6 @@ from settings import UserError
 SIZES = "5000,20000,78468"  # numbers of training images; the last is that of ChestMNIST
 REPEATS = 5  # of what is timed in this process; the median counts [1 to 1000]
 
-# The script as its user starts it, but for a sign that its imports are done.
-START = f"""
-import runpy, sys
-sys.path.insert(0, {str(Path(train_model.__file__).parent)!r})
-import train_model
-open("imported", "x").close()
-runpy.run_path(train_model.__file__, run_name="__main__")
-"""
-
 
 def main():
     try:
@@ -99,7 +90,12 @@ def train(images):
         (Path(folder) / "data").mkdir()
         np.savez(Path(folder) / "data" / "chestmnist.npz", **arrays)
 
-        command = [sys.executable, "-c", START, "--DATASET=chestmnist", "--EPOCHS=1"]
+        script = Path(train_model.__file__)  # run as by its user, but for a sign of its imports
+        code = (
+            f"import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); import train_model; "
+        )
+        code += f"open('imported', 'x'); runpy.run_path({str(script)!r}, run_name='__main__')"
+        command = [sys.executable, "-c", code, "--DATASET=chestmnist", "--EPOCHS=1"]
         begin = perf_counter()
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
         seconds, run = [], Path(folder) / "models" / "chestmnist"
