@@ -91,10 +91,9 @@ def train(images):
         np.savez(Path(folder) / "data" / "chestmnist.npz", **arrays)
 
         script = Path(train_model.__file__)  # run as by its user, but for a sign of its imports
-        code = (
-            f"import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); import train_model; "
-        )
-        code += f"open('imported', 'x'); runpy.run_path({str(script)!r}, run_name='__main__')"
+        code = f"import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); "
+        code += "import train_model; open('imported', 'x').close(); "
+        code += f"runpy.run_path({str(script)!r}, run_name='__main__')"
         command = [sys.executable, "-c", code, "--DATASET=chestmnist", "--EPOCHS=1"]
         begin = perf_counter()
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
