@@ -19,8 +19,10 @@ SETTINGS = {
     "SEED": int,
     "PRECISION": str,
 }
+# The label vectors of the training images, as dataset.tally counts them; {} in the plain mode.
+LABELS = {"rows": torch.Tensor, "counts": torch.Tensor}
 # generator_epoch_0001.pt ...: the moving-average generator after an epoch.
-SNAPSHOT = {"generator_ema": dict, "epoch": int, "settings": dict, "channels": int}
+SNAPSHOT = {"generator_ema": dict, "epoch": int, "settings": dict, "channels": int, "labels": dict}
 # checkpoint.pt: with these a run goes on bit for bit.
 CHECKPOINT = SNAPSHOT | {
     "generator": dict,
@@ -78,8 +80,12 @@ def load(path, layout):
         refuse(path, f"is not a readable checkpoint, {type(error).__name__}")
     if damaged:
         refuse(path, "is damaged, a checksum in it is wrong")
+    if isinstance(content, dict):
+        content.setdefault("labels", {})  # runs from before there was a conditional mode are plain
     check_layout(path, content, layout)
     check_layout(path, content["settings"], SETTINGS)
+    if content["labels"]:
+        check_layout(path, content["labels"], LABELS)
     for row in content.get("history", []):
         check_layout(path, row, ROW)
     return content

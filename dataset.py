@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import one_hot
 from tqdm import tqdm
 
 import phantom
@@ -81,14 +82,76 @@ def to_pixels(images):
 
 
 @torch.inference_mode()
-def draw(generator, latents):
-    """Draw one uint8 image (N, C, 28, 28) for each latent (N, latent_dim), a few at a time."""
-    return torch.cat([to_pixels(generator(batch)) for batch in latents.split(500)])
+def draw(generator, latents, labels=None):
+    """Draw one uint8 image (N, C, 28, 28) for each latent (N, latent_dim), a few at a time.
+
+    labels: float (N, K), one label vector for each latent; None for a plain generator.
+    """
+    labels = latents[:, :0] if labels is None else labels
+    batches = zip(latents.split(500), labels.split(500), strict=True)
+    return torch.cat([to_pixels(generator(*batch)) for batch in batches])
 
 
-def fingerprint(images):
-    """SHA-256 of images: tells whether two runs or a run and a report see the same ones."""
-    return hashlib.sha256(images.numpy()).hexdigest()
+def label_vectors(name, labels):
+    """Return labels (N, L), as load returns them, as float vectors (N, K) of 0 and 1.
+
+    Where an image can have several findings or none, as in ChestMNIST, K = L and each finding has
+    a column. Where each has one class, K is the number of classes, one column of which is 1.
+    Raises UserError for labels that the data set cannot have.
+    """
+    names = label_names(name)
+    several = has_several(name)
+    wanted, highest = (len(names), 1) if several else (1, len(names) - 1)
+    if labels.shape[1] != wanted or labels.min() < 0 or labels.max() > highest:
+        raise UserError(
+            f"the labels of {name} have {labels.shape[1]} columns of {labels.min()} to "
+            f"{labels.max()}, not {wanted} of 0 to {highest}: they cannot be learned from. Put the "
+            "right ones into the file, or train with --CONDITIONAL=False"
+        )
+    return labels.float() if several else one_hot(labels[:, 0], len(names)).float()
+
+
+def label_names(name):
+    """What the columns of a data set's label vectors stand for."""
+    return [*phantom.LABELS] if name == "phantom" else [*INFO[name]["label"].values()]
+
+
+def has_several(name):
+    """Whether an image of a data set can have several labels, or none, and not just one."""
+    return name == "phantom" or INFO[name]["task"].startswith("multi-label")
+
+
+def tally(labels):
+    """Return the different rows of label vectors, uint8 (U, K), and how often each is there.
+
+    Returns an empty dict for empty vectors, those of a run that learns no labels.
+    """
+    if labels.shape[1] == 0:
+        return {}
+    rows, counts = labels.to(torch.uint8).unique(dim=0, return_counts=True)
+    return {"rows": rows, "counts": counts}
+
+
+def draw_labels(tallied, n, random):
+    """Draw n label vectors, float (n, K), as frequent together as in what was tallied.
+
+    random: a torch.Generator. The vectors are empty if nothing was tallied.
+    """
+    if not tallied:
+        return torch.zeros(n, 0)
+    chosen = tallied["counts"].double().multinomial(n, replacement=True, generator=random)
+    return tallied["rows"][chosen].float()
+
+
+def fingerprint(images, labels=None):
+    """SHA-256 of images, and of label vectors if there are any.
+
+    It tells whether two runs or a run and a report see the same ones.
+    """
+    digest = hashlib.sha256(images.numpy())
+    if labels is not None:
+        digest.update(labels.numpy())
+    return digest.hexdigest()
 
 
 def provenance(name, path):
