@@ -1,13 +1,15 @@
-"""Checkpoints: what is in them, written whole, read with mistrust, put back into a run."""
+"""Checkpoints: what is in them; found, written whole, read with mistrust, put back into a run."""
 
 import io
 import pickle
+import re
 import warnings
 import zipfile
+from pathlib import Path
 
 import torch
 
-from files import replacing
+from files import replacing, run_folder
 from settings import UserError
 
 SETTINGS = {
@@ -51,6 +53,41 @@ ROW = {
     "d_real": float,  # D(x), mean over the epoch
     "d_fake": float,  # D(G(z)), the same
 }
+
+
+def find_run(models_dir, run_name):
+    """Return the folder of a run, by default of the one trained last. Raises UserError if none."""
+    if run_name:
+        return run_folder(models_dir, run_name)
+    checkpoints = Path(models_dir).glob("*/checkpoint.pt")
+    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise UserError(f"{models_dir} holds no run yet; first run python train_model.py")
+    return newest.parent
+
+
+def find_snapshots(folder):
+    """Return {epoch: path} of the generators that a run has kept, in the order of epochs."""
+    names = ((re.fullmatch(r"generator_epoch_(\d+)", p.stem), p) for p in folder.glob("*.pt"))
+    return dict(sorted((int(match[1]), path) for match, path in names if match))
+
+
+def choose_epoch(wanted, snapshots, history):
+    """Return the epoch that "best" or a number in a text means. Raises UserError if not kept.
+
+    The best one is that of the highest coverage.
+    """
+    coverage = {row["epoch"]: row["coverage"] for row in history if "coverage" in row}
+    measured = coverage.keys() & snapshots.keys()
+    if wanted == "best" and measured:
+        return max(sorted(measured), key=coverage.get)
+    if wanted.isdecimal() and int(wanted) in snapshots:
+        return int(wanted)
+    kept = ", ".join(str(epoch) for epoch in snapshots) or "none so far"
+    raise UserError(
+        f'EPOCH={wanted}: legal are "last", "best" if coverage was measured, and the epochs '
+        f"of which a generator was kept: {kept}"
+    )
 
 
 def save(path, content):
