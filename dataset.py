@@ -23,9 +23,17 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # medmnist warns of a read-only home, where we write nothing
     from medmnist import INFO
 
-NAMES = [name for name in INFO if not name.endswith("3d")] + ["phantom"]
+INFO = {name: info for name, info in INFO.items() if not name.endswith("3d")}
+INFO["phantom"] = {
+    "python_class": "Phantom (computer-drawn, not patients)",
+    "task": "multi-label, binary-class",
+    "label": dict(enumerate(phantom.LABELS)),
+    "n_samples": phantom.SPLITS,
+}
+NAMES = list(INFO)
 KEYS = [f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")]
 SIZE = 28  # pixels, height and width
+CHUNK = 500  # images drawn at once; the last bit of a pixel may depend on it
 
 TIMEOUT = 30  # seconds without a byte after which a server counts as stalled
 RETRIES = 2  # further tries after a server error or a broken connection
@@ -34,8 +42,6 @@ PAUSE = 3  # seconds before a further try
 
 def title(name):
     """The name of a data set as it stands in logs and over pictures."""
-    if name == "phantom":
-        return "Phantom (computer-drawn, not patients)"
     return INFO[name]["python_class"]
 
 
@@ -88,7 +94,7 @@ def draw(generator, latents, labels=None):
     labels: float (N, K), one label vector for each latent; None for a plain generator.
     """
     labels = latents[:, :0] if labels is None else labels
-    batches = zip(latents.split(500), labels.split(500), strict=True)
+    batches = zip(latents.split(CHUNK), labels.split(CHUNK), strict=True)
     return torch.cat([to_pixels(generator(*batch)) for batch in batches])
 
 
@@ -113,12 +119,19 @@ def label_vectors(name, labels):
 
 def label_names(name):
     """What the columns of a data set's label vectors stand for."""
-    return [*phantom.LABELS] if name == "phantom" else [*INFO[name]["label"].values()]
+    return list(INFO[name]["label"].values())
 
 
 def has_several(name):
     """Whether an image of a data set can have several labels, or none, and not just one."""
-    return name == "phantom" or INFO[name]["task"].startswith("multi-label")
+    return INFO[name]["task"].startswith("multi-label")
+
+
+def file_labels(name, vectors):
+    """Return label vectors (N, K) as a file has them, uint8 (N, L); label_vectors undoes it."""
+    if has_several(name) or vectors.shape[1] == 0:
+        return vectors.to(torch.uint8)
+    return vectors.argmax(dim=1, keepdim=True).to(torch.uint8)
 
 
 def tally(labels):
