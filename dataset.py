@@ -91,10 +91,10 @@ def to_pixels(images):
 def draw(generator, latents, labels=None):
     """Draw one uint8 image (N, C, 28, 28) for each latent (N, latent_dim), a few at a time.
 
-    labels: float (N, K), one label vector for each latent; None for a plain generator.
+    labels: float (N, K), a label vector for each latent, if the generator wants them.
     """
-    labels = latents[:, :0] if labels is None else labels
-    batches = zip(latents.split(CHUNK), labels.split(CHUNK), strict=True)
+    inputs = [latents] if labels is None else [latents, labels]
+    batches = zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True)
     return torch.cat([to_pixels(generator(*batch)) for batch in batches])
 
 

@@ -99,17 +99,7 @@ def main(constants):
             )
 
         torch.manual_seed(SEED)
-        layout = {"device": device, "memory_format": torch.channels_last}
-        generator = Generator(LATENT_DIM, channels, n_labels).to(**layout)
-        discriminator = Discriminator(channels, n_labels).to(**layout)
-        adam = {"lr": LEARNING_RATE, "betas": (BETA1, 0.999), "fused": True}
-        parts = {
-            "generator": generator,
-            "discriminator": discriminator,
-            "generator_ema": copy.deepcopy(generator).requires_grad_(False).eval(),
-            "optimizer_g": torch.optim.Adam(generator.parameters(), **adam),
-            "optimizer_d": torch.optim.Adam(discriminator.parameters(), **adam),
-        }
+        parts = build(channels, n_labels, device)
         run = SimpleNamespace(  # checkpoint.py says what each of these is
             settings={**constants, "PRECISION": precision},
             channels=channels,
@@ -140,7 +130,8 @@ def main(constants):
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
             leftover.unlink()
 
-        weights = [sum(p.numel() for p in net.parameters()) for net in (generator, discriminator)]
+        networks = parts["generator"], parts["discriminator"]
+        weights = [sum(p.numel() for p in network.parameters()) for network in networks]
         print(f"data set   {dataset.title(DATASET)} from {source}")
         steps = n // BATCH_SIZE
         print(f"images     {n:,} of 28x28x{channels}, {steps} steps of {BATCH_SIZE} an epoch")
@@ -157,6 +148,21 @@ def main(constants):
         if looks_collapsed(run.history[-1]):
             print(COLLAPSE)
         print(f"{folder} is finished, after epoch {EPOCHS}. Now run: python generate_report.py")
+
+
+def build(channels, n_labels, device):
+    """Return new networks, the moving average and the optimisers, {name: network or optimizer}."""
+    layout = {"device": device, "memory_format": torch.channels_last}
+    generator = Generator(LATENT_DIM, channels, n_labels).to(**layout)
+    discriminator = Discriminator(channels, n_labels).to(**layout)
+    adam = {"lr": LEARNING_RATE, "betas": (BETA1, 0.999), "fused": True}
+    return {
+        "generator": generator,
+        "discriminator": discriminator,
+        "generator_ema": copy.deepcopy(generator).requires_grad_(False).eval(),
+        "optimizer_g": torch.optim.Adam(generator.parameters(), **adam),
+        "optimizer_d": torch.optim.Adam(discriminator.parameters(), **adam),
+    }
 
 
 def find_checkpoint(folder, constants):
