@@ -33,6 +33,7 @@ INFO["phantom"] = {
 NAMES = list(INFO)
 KEYS = [f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")]
 SIZE = 28  # pixels, height and width
+NO_FINDING = "no finding"
 CHUNK = 500  # images drawn at once; the last bit of a pixel may depend on it
 
 TIMEOUT = 30  # seconds without a byte after which a server counts as stalled
@@ -125,6 +126,24 @@ def label_names(name):
 def has_several(name):
     """Whether an image of a data set can have several labels, or none, and not just one."""
     return INFO[name]["task"].startswith("multi-label")
+
+
+def single_labels(name, tallied):
+    """Return {label: the vector of it alone, uint8 (K,)} for the labels that were tallied.
+
+    Where an image can have none of them, the vector of zeros is called "no finding".
+    """
+    names, rows = label_names(name), tallied["rows"]
+    alone = zip(names, torch.eye(len(names), dtype=torch.uint8), rows.T, strict=True)
+    found = {label: vector for label, vector, column in alone if column.any()}
+    if has_several(name) and not rows.any(dim=1).all():
+        found[NO_FINDING] = torch.zeros(len(names), dtype=torch.uint8)
+    return found
+
+
+def having(vectors, wanted):
+    """Which label vectors (N, K) have the labels of one vector (K,), or none if that has none."""
+    return vectors[:, wanted > 0].all(dim=1) if wanted.any() else ~vectors.any(dim=1)
 
 
 def file_labels(name, vectors):

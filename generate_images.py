@@ -47,8 +47,6 @@ IMAGES_DIR = "images"  # where generate_report.py draws, too
 OUT = ""  # a folder that does not exist yet; empty: IMAGES_DIR/RUN_NAME/export
 
 AS_TRAINED = "as in the training set"
-# The name of all zeros, where an image can have several findings or none.
-NO_FINDING = "no finding"
 
 
 def main():
@@ -109,10 +107,7 @@ def choose_labels(saved, folder):
         return {}, "none, the run was trained without"
     if LABELS == AS_TRAINED:
         return seen, f"as frequent and as combined as in {seen['counts'].sum():,} training images"
-    names, several = dataset.label_names(name), dataset.has_several(name)
-    legal = [label for label, column in zip(names, seen["rows"].T, strict=True) if column.any()]
-    if several and not seen["rows"].any(dim=1).all():
-        legal.append(NO_FINDING)
+    legal, several = dataset.single_labels(name, seen), dataset.has_several(name)
     given = [label.strip() for label in LABELS.split("+")]
     for label in given:
         if label not in legal:
@@ -122,14 +117,14 @@ def choose_labels(saved, folder):
                 f"LABELS={LABELS}: no training image of {folder} has the label {label!r}. "
                 f"Legal are {quoted}{mix}"
             )
-    if len(given) > 1 and (not several or NO_FINDING in given):
+    if len(given) > 1 and (not several or dataset.NO_FINDING in given):
         raise UserError(f"LABELS={LABELS}: no image of {dataset.title(name)} can have all of them")
-    row = torch.tensor([[label in given for label in names]], dtype=torch.uint8)
+    row = torch.stack([legal[label] for label in given]).amax(dim=0)
     count = int(seen["counts"][(seen["rows"] == row).all(dim=1)].sum())
     what = f"{LABELS}, exactly as in {count:,} training images"
     if count == 0:
         what = f"{LABELS}, which the network never saw together and has to combine"
-    return {"rows": row, "counts": torch.ones(1)}, what
+    return {"rows": row[None], "counts": torch.ones(1)}, what
 
 
 def draw_labels(wanted, n):

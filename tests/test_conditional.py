@@ -77,6 +77,22 @@ def test_labels_are_drawn_as_they_occur_together():
     assert 0.71 < drawn[:, 0].mean() < 0.79
 
 
+def test_each_label_that_was_seen_has_a_vector_of_its_own():
+    findings = torch.zeros(10, 14)
+    findings[:4, [1, 2]] = 1
+    findings[4:6, 2] = 1
+    alone = dataset.single_labels("chestmnist", dataset.tally(findings))
+    assert list(alone) == ["cardiomegaly", "effusion", "no finding"]
+    having = {label: dataset.having(findings, vector).sum() for label, vector in alone.items()}
+    assert having == {"cardiomegaly": 4, "effusion": 6, "no finding": 4}
+    classes = dataset.label_vectors("pneumoniamnist", torch.tensor([[0], [1], [1]]))
+    alone = dataset.single_labels("pneumoniamnist", dataset.tally(classes))
+    assert {label: vector.tolist() for label, vector in alone.items()} == {
+        "normal": [1, 0],
+        "pneumonia": [0, 1],
+    }
+
+
 def test_a_conditional_run_says_so_and_keeps_its_labels(run, small_conditional, phantom_dir):
     result = run("train_model.py", *small_conditional, "--EPOCHS=1")
     assert result.status == 0
