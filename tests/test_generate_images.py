@@ -80,7 +80,8 @@ def test_these_measurements_tell_the_signs_of_real_phantoms(phantom_dir):
     assert abs(heart[labels[:, 1]].mean() - heart[~labels[:, 1]].mean()) < 0.5
 
 
-def test_a_synthetic_image_shows_the_sign_it_was_asked_for(run, trained):
+def test_a_synthetic_image_shows_the_sign_it_was_asked_for(run, trained, phantom_dir):
+    real, labels, _ = dataset.load("phantom", "test", phantom_dir)
     heart, lung = {}, {}
     for number, label in enumerate(("no finding", "cardiomegaly", "effusion")):
         result = run(
@@ -91,6 +92,8 @@ def test_a_synthetic_image_shows_the_sign_it_was_asked_for(run, trained):
         wanted = [int(label == name) for name in ("cardiomegaly", "effusion")]
         assert (file["train_labels"] == wanted).all()
         images = file["train_images"].astype(float)
+        alike = real[(labels == torch.tensor(wanted)).all(dim=1)].double()  # no two are the same,
+        assert images.std(axis=0).mean() > alike.std(dim=0).mean() / 2  # and nor are these
         heart[label], lung[label] = heart_width(images).mean(), lung_height(images).mean()
     assert heart["cardiomegaly"] > heart["no finding"] + 0.7, heart
     assert lung["effusion"] < lung["no finding"] - 0.7, lung
