@@ -1,13 +1,15 @@
-"""Checkpoints: what is in them, written whole, read with mistrust, put back into a run."""
+"""Checkpoints: what is in them; found, written whole, read with mistrust, put back into a run."""
 
 import io
 import pickle
+import re
 import warnings
 import zipfile
+from pathlib import Path
 
 import torch
 
-from files import replacing
+from files import replacing, run_folder
 from settings import UserError
 
 SETTINGS = {
@@ -19,8 +21,10 @@ SETTINGS = {
     "SEED": int,
     "PRECISION": str,
 }
+# The label vectors of the training images, as dataset.tally counts them; {} in the plain mode.
+LABELS = {"rows": torch.Tensor, "counts": torch.Tensor}
 # generator_epoch_0001.pt ...: the moving-average generator after an epoch.
-SNAPSHOT = {"generator_ema": dict, "epoch": int, "settings": dict, "channels": int}
+SNAPSHOT = {"generator_ema": dict, "epoch": int, "settings": dict, "channels": int, "labels": dict}
 # checkpoint.pt: with these a run goes on bit for bit.
 CHECKPOINT = SNAPSHOT | {
     "generator": dict,
@@ -51,6 +55,41 @@ ROW = {
 }
 
 
+def find_run(models_dir, run_name):
+    """Return the folder of a run, by default of the one trained last. Raises UserError if none."""
+    if run_name:
+        return run_folder(models_dir, run_name)
+    checkpoints = Path(models_dir).glob("*/checkpoint.pt")
+    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise UserError(f"{models_dir} holds no run yet; first run python train_model.py")
+    return newest.parent
+
+
+def find_snapshots(folder):
+    """Return {epoch: path} of the generators that a run has kept, in the order of epochs."""
+    names = ((re.fullmatch(r"generator_epoch_(\d+)", p.stem), p) for p in folder.glob("*.pt"))
+    return dict(sorted((int(match[1]), path) for match, path in names if match))
+
+
+def choose_epoch(wanted, snapshots, history):
+    """Return the epoch that "best" or a number in a text means. Raises UserError if not kept.
+
+    The best one is that of the highest coverage.
+    """
+    coverage = {row["epoch"]: row["coverage"] for row in history if "coverage" in row}
+    measured = coverage.keys() & snapshots.keys()
+    if wanted == "best" and measured:
+        return max(sorted(measured), key=coverage.get)
+    if wanted.isdecimal() and int(wanted) in snapshots:
+        return int(wanted)
+    kept = ", ".join(str(epoch) for epoch in snapshots) or "none so far"
+    raise UserError(
+        f'EPOCH={wanted}: legal are "last", "best" if coverage was measured, and the epochs '
+        f"of which a generator was kept: {kept}"
+    )
+
+
 def save(path, content):
     """Write a dict of tensors and plain values to path, whole or not at all. Raises UserError."""
     memory = io.BytesIO()  # torch.save hides the cause of a failed write, a plain write tells it
@@ -78,8 +117,12 @@ def load(path, layout):
         refuse(path, f"is not a readable checkpoint, {type(error).__name__}")
     if damaged:
         refuse(path, "is damaged, a checksum in it is wrong")
+    if isinstance(content, dict):
+        content.setdefault("labels", {})  # runs from before there was a conditional mode are plain
     check_layout(path, content, layout)
     check_layout(path, content["settings"], SETTINGS)
+    if content["labels"]:
+        check_layout(path, content["labels"], LABELS)
     for row in content.get("history", []):
         check_layout(path, row, ROW)
     return content

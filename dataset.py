@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import one_hot
 from tqdm import tqdm
 
 import phantom
@@ -22,9 +23,18 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # medmnist warns of a read-only home, where we write nothing
     from medmnist import INFO
 
-NAMES = [name for name in INFO if not name.endswith("3d")] + ["phantom"]
+INFO = {name: info for name, info in INFO.items() if not name.endswith("3d")}
+INFO["phantom"] = {
+    "python_class": "Phantom (computer-drawn, not patients)",
+    "task": "multi-label, binary-class",
+    "label": dict(enumerate(phantom.LABELS)),
+    "n_samples": phantom.SPLITS,
+}
+NAMES = list(INFO)
 KEYS = [f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")]
 SIZE = 28  # pixels, height and width
+NO_FINDING = "no finding"
+CHUNK = 500  # images drawn at once; the last bit of a pixel may depend on it
 
 TIMEOUT = 30  # seconds without a byte after which a server counts as stalled
 RETRIES = 2  # further tries after a server error or a broken connection
@@ -33,8 +43,6 @@ PAUSE = 3  # seconds before a further try
 
 def title(name):
     """The name of a data set as it stands in logs and over pictures."""
-    if name == "phantom":
-        return "Phantom (computer-drawn, not patients)"
     return INFO[name]["python_class"]
 
 
@@ -81,14 +89,101 @@ def to_pixels(images):
 
 
 @torch.inference_mode()
-def draw(generator, latents):
-    """Draw one uint8 image (N, C, 28, 28) for each latent (N, latent_dim), a few at a time."""
-    return torch.cat([to_pixels(generator(batch)) for batch in latents.split(500)])
+def draw(generator, latents, labels=None):
+    """Draw one uint8 image (N, C, 28, 28) for each latent (N, latent_dim), a few at a time.
+
+    labels: float (N, K), a label vector for each latent, if the generator wants them.
+    """
+    inputs = [latents] if labels is None else [latents, labels]
+    batches = zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True)
+    return torch.cat([to_pixels(generator(*batch)) for batch in batches])
 
 
-def fingerprint(images):
-    """SHA-256 of images: tells whether two runs or a run and a report see the same ones."""
-    return hashlib.sha256(images.numpy()).hexdigest()
+def label_vectors(name, labels):
+    """Return labels (N, L), as load returns them, as float vectors (N, K) of 0 and 1.
+
+    Where an image can have several findings or none, as in ChestMNIST, K = L and each finding has
+    a column. Where each has one class, K is the number of classes, one column of which is 1.
+    Raises UserError for labels that the data set cannot have.
+    """
+    names = label_names(name)
+    several = has_several(name)
+    wanted, highest = (len(names), 1) if several else (1, len(names) - 1)
+    if labels.shape[1] != wanted or labels.min() < 0 or labels.max() > highest:
+        raise UserError(
+            f"the labels of {name} have {labels.shape[1]} columns of {labels.min()} to "
+            f"{labels.max()}, not {wanted} of 0 to {highest}: they cannot be learned from. Put the "
+            "right ones into the file, or train with --CONDITIONAL=False"
+        )
+    return labels.float() if several else one_hot(labels[:, 0], len(names)).float()
+
+
+def label_names(name):
+    """What the columns of a data set's label vectors stand for."""
+    return list(INFO[name]["label"].values())
+
+
+def has_several(name):
+    """Whether an image of a data set can have several labels, or none, and not just one."""
+    return INFO[name]["task"].startswith("multi-label")
+
+
+def single_labels(name, tallied):
+    """Return {label: the vector of it alone, uint8 (K,)} for the labels that were tallied.
+
+    Where an image can have none of them, the vector of zeros is called "no finding".
+    """
+    names, rows = label_names(name), tallied["rows"]
+    alone = zip(names, torch.eye(len(names), dtype=torch.uint8), rows.T, strict=True)
+    found = {label: vector for label, vector, column in alone if column.any()}
+    if has_several(name) and not rows.any(dim=1).all():
+        found[NO_FINDING] = torch.zeros(len(names), dtype=torch.uint8)
+    return found
+
+
+def having(vectors, wanted):
+    """Which label vectors (N, K) have the labels of one vector (K,), or none if that has none."""
+    return vectors[:, wanted > 0].all(dim=1) if wanted.any() else ~vectors.any(dim=1)
+
+
+def file_labels(name, vectors):
+    """Return label vectors (N, K) as a file has them, uint8 (N, L); label_vectors undoes it."""
+    if has_several(name) or vectors.shape[1] == 0:
+        return vectors.to(torch.uint8)
+    return vectors.argmax(dim=1, keepdim=True).to(torch.uint8)
+
+
+def tally(labels):
+    """Return the different rows of label vectors, uint8 (U, K), and how often each is there.
+
+    Returns an empty dict for empty vectors, those of a run that learns no labels.
+    """
+    if labels.shape[1] == 0:
+        return {}
+    rows, counts = labels.to(torch.uint8).unique(dim=0, return_counts=True)
+    return {"rows": rows, "counts": counts}
+
+
+def draw_labels(tallied, n, random):
+    """Draw n label vectors, float (n, K), as frequent together as in what was tallied.
+
+    random: a torch.Generator. The vectors are empty if nothing was tallied.
+    """
+    if not tallied:
+        return torch.zeros(n, 0)
+    chosen = tallied["counts"].double().multinomial(n, replacement=True, generator=random)
+    return tallied["rows"][chosen].float()
+
+
+def fingerprint(images, labels=None):
+    """SHA-256 of images, and of label vectors if there are any.
+
+    It tells whether two runs or a run and a report see the same ones.
+    """
+    digest = hashlib.sha256(images.numpy())
+    if labels is not None:
+        digest.update(labels.numpy())
+    return digest.hexdigest()
 
 
 def provenance(name, path):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -37,6 +38,32 @@ def replacing(path):
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_folder(path):
+    """Yield an empty hidden folder that becomes path in one rename when the block ends well.
+
+    When the block fails it is removed; what a killed process left is removed the next time.
+    Raises UserError if path exists, another process is making it, or it cannot be written.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists already. Move it away, or choose another OUT.")
+    hidden = path.with_name(f".{path.name}.tmp")
+    with lock(path, doing="writing", constant="OUT"):
+        try:
+            shutil.rmtree(hidden, ignore_errors=True)
+            hidden.mkdir()
+            yield hidden
+            getattr(os, "sync", int)()  # or a power cut could leave empty files; not on Windows
+            os.rename(hidden, path)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written: {error.strerror or error}. Nothing of it was kept; "
+                "make room or choose another OUT, and run the same command again."
+            ) from None
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
 def make_folder(folder):
     """Create a folder and its parents, and return it as a Path. Raises UserError."""
     try:
@@ -62,9 +89,10 @@ def run_folder(parent, run_name):
     return folder
 
 
-def lock(folder):
-    """Keep other processes off a run until this one ends, however it ends. Raises UserError.
+def lock(folder, doing="training the run", constant="RUN_NAME"):
+    """Keep other processes off a folder until this one ends, however it ends. Raises UserError.
 
+    doing, constant: what the other process does, and what to change to be apart from it.
     The lock file stands beside the folder, so that the folder can be renamed under the lock.
     """
     parent = make_folder(folder.parent)
@@ -72,8 +100,8 @@ def lock(folder):
         return FileLock(parent / f".{folder.name}.lock").acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"another process is training the run {folder}. "
-            "Wait for it, stop it, or choose another RUN_NAME."
+            f"another process is {doing} {folder}. "
+            f"Wait for it, stop it, or choose another {constant}."
         ) from None
     except OSError as error:
         raise UserError(

@@ -7,9 +7,7 @@ Works while a run is still training, too. Every constant below can be changed he
 command line.
 """
 
-import re
 import sys
-from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -54,7 +52,7 @@ BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
 
 
 def main():
-    folder = find_run()
+    folder = checkpoint.find_run(MODELS_DIR, RUN_NAME)
     out = files.run_folder(IMAGES_DIR, folder.name)
 
     # First read everything, so that nothing is written for a run that cannot be read.
@@ -65,10 +63,10 @@ def main():
         when = f"epoch {last['epoch']} {of_epochs}"
     else:
         when = f"in epoch {last['epoch'] + 1} {of_epochs}, unfinished"
-    snapshots = find_snapshots(folder)
+    snapshots = checkpoint.find_snapshots(folder)
     drawn_from, path = last, folder / "checkpoint.pt"
     if EPOCH != "last":
-        epoch = choose_epoch(snapshots, last["history"])
+        epoch = checkpoint.choose_epoch(EPOCH, snapshots, last["history"])
         path, when = snapshots[epoch], f"epoch {epoch} {of_epochs}"
         drawn_from = checkpoint.load(path, checkpoint.SNAPSHOT)
     images = load_images(trained, last["fingerprint"])
@@ -115,38 +113,6 @@ def main():
     heading = f"{name}\nsynthetic images, {when}"
     sheet = compose(heading, [("", synthetic[:1000])], columns=40, scale=1)
     write_png(out / "synthetic" / "contact_sheet.png", sheet)
-
-
-def find_run():
-    """Return the folder of the run to report on. Raises UserError if there is none."""
-    if RUN_NAME:
-        return files.run_folder(MODELS_DIR, RUN_NAME)
-    checkpoints = Path(MODELS_DIR).glob("*/checkpoint.pt")
-    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
-        raise UserError(f"{MODELS_DIR} holds no run yet; first run python train_model.py")
-    return newest.parent
-
-
-def find_snapshots(folder):
-    """Return {epoch: path} of the generators that a run has kept, in the order of epochs."""
-    names = ((re.fullmatch(r"generator_epoch_(\d+)", p.stem), p) for p in folder.glob("*.pt"))
-    return dict(sorted((int(match[1]), path) for match, path in names if match))
-
-
-def choose_epoch(snapshots, history):
-    """Return the number of the epoch that EPOCH means. Raises UserError if it was not kept."""
-    coverage = {row["epoch"]: row["coverage"] for row in history if "coverage" in row}
-    measured = coverage.keys() & snapshots.keys()
-    if EPOCH == "best" and measured:
-        return max(sorted(measured), key=coverage.get)
-    if EPOCH.isdecimal() and int(EPOCH) in snapshots:
-        return int(EPOCH)
-    kept = ", ".join(str(epoch) for epoch in snapshots) or "none so far"
-    raise UserError(
-        f'EPOCH={EPOCH}: legal are "last", "best" if coverage was measured, and the epochs '
-        f"of which a generator was kept: {kept}"
-    )
 
 
 def load_images(trained, fingerprint):

@@ -230,6 +230,27 @@ def measure(reference, synthetic):
     return {name: round(number, 4) for name, number in numbers.items()}
 
 
+def coverage_of_label(reference, real, synthetic, seed=0):
+    """Return how well synthetic images of one label cover the real ones of that label.
+
+    Formula: as for `coverage`, on the features of `prepare`, with n random images of each; the
+    floor is that of n other real ones. n is the same for both, at most half of the real images, and
+    no more than `prepare` got. Shapes: uint8 (N, C, 28, 28), (M, C, 28, 28) -> {"n": number,
+    "coverage": a, "floor": b}; a and b are None if n is below 20, too few to say anything. Range:
+    [0, 1]. Higher is better, and it grows with n: compare labels with their floors, not with each
+    other. Source: ours, after Naeem et al. 2020, section 3.2.
+    """
+    n = min(len(real) // 2, len(synthetic), reference["n"])
+    if n < 20:
+        return {"n": n, "coverage": None, "floor": None}
+    random = torch.Generator().manual_seed(seed)
+    real = real[torch.randperm(len(real), generator=random)[: 2 * n]]
+    synthetic = synthetic[torch.randperm(len(synthetic), generator=random)[:n]]
+    mean, basis = reference["mean"], reference["basis"]
+    one, other, ours = (features(x, mean, basis) for x in (real[:n], real[n:], synthetic))
+    return {"n": n, "coverage": coverage(one, ours), "floor": coverage(one, other)}
+
+
 def check_images(images):
     if images.dtype != torch.uint8 or images.shape[2:] != (28, 28) or len(images) == 0:
         got = f"{images.dtype} {(*images.shape,)}"

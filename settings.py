@@ -77,9 +77,11 @@ def read_constants(source, namespace):
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         name = getattr(target, "id", "")
-        if name.isupper() and not isinstance(namespace[name], (set, list, dict, tuple)):
+        if name.isupper() and node.end_lineno in comments:  # without one it is no setting
+            if isinstance(namespace[name], (set, list, dict, tuple)):
+                continue
             heading = max(row for row in headings if row < node.lineno)
-            constants[name] = (headings[heading], comments.get(node.end_lineno, ""))
+            constants[name] = (headings[heading], comments[node.end_lineno])
     return constants
 
 

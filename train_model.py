@@ -34,6 +34,7 @@ from settings import UserError
 DATASET = "chestmnist"  # a 2-D MedMNIST data set, or "phantom": computer-drawn, needs no network
 DATA_DIR = "data"  # folder of the .npz files
 TRAIN_FRACTION = 1.0  # seeded random part of the training split to use [0.0001 to 1.0]
+CONDITIONAL = False  # learn the labels too, to draw images of a chosen finding [True, False]
 
 # --- Training ---
 EPOCHS = 50  # passes over the training images; raise it to train a finished run on [1 to 100000]
@@ -87,8 +88,10 @@ def main(constants):
             precision, why = saved["settings"]["PRECISION"], "as this run began"
         else:
             precision, why = hardware.choose_precision(PRECISION, device)
-        images, _, source = dataset.load(DATASET, "train", DATA_DIR, TRAIN_FRACTION, SEED)
+        images, labels, source = dataset.load(DATASET, "train", DATA_DIR, TRAIN_FRACTION, SEED)
+        labels = dataset.label_vectors(DATASET, labels) if CONDITIONAL else labels[:, :0].float()
         n, channels = images.shape[:2]
+        n_labels = labels.shape[1]  # 0 in the plain mode, where a label vector is empty
         if n < BATCH_SIZE:
             raise UserError(
                 f"BATCH_SIZE={BATCH_SIZE}: legal is at least 2 and at most {n}, the "
@@ -96,20 +99,12 @@ def main(constants):
             )
 
         torch.manual_seed(SEED)
-        generator = Generator(LATENT_DIM, channels).to(device, memory_format=torch.channels_last)
-        discriminator = Discriminator(channels).to(device, memory_format=torch.channels_last)
-        adam = {"lr": LEARNING_RATE, "betas": (BETA1, 0.999), "fused": True}
-        parts = {
-            "generator": generator,
-            "discriminator": discriminator,
-            "generator_ema": copy.deepcopy(generator).requires_grad_(False).eval(),
-            "optimizer_g": torch.optim.Adam(generator.parameters(), **adam),
-            "optimizer_d": torch.optim.Adam(discriminator.parameters(), **adam),
-        }
+        parts = build(channels, n_labels, device)
         run = SimpleNamespace(  # checkpoint.py says what each of these is
             settings={**constants, "PRECISION": precision},
             channels=channels,
-            fingerprint=dataset.fingerprint(images),
+            labels=dataset.tally(labels),
+            fingerprint=dataset.fingerprint(images, labels),
             fixed_latents=torch.randn(64, LATENT_DIM),
             epoch=0,
             step=0,
@@ -125,8 +120,8 @@ def main(constants):
         if saved:
             if saved["fingerprint"] != run.fingerprint:
                 raise UserError(
-                    f"{DATA_DIR}/{DATASET}.npz does not hold the images that {folder} was "
-                    "trained on. Put the old file back, or choose another RUN_NAME."
+                    f"{DATA_DIR}/{DATASET}.npz does not hold the images and labels that {folder} "
+                    "was trained on. Put the old file back, or choose another RUN_NAME."
                 )
             checkpoint.take_up(saved, parts, run, folder / "checkpoint.pt")
         elif RESUME == "never" and (folder.exists() or pictures.exists()):
@@ -135,10 +130,13 @@ def main(constants):
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
             leftover.unlink()
 
-        weights = [sum(p.numel() for p in net.parameters()) for net in (generator, discriminator)]
+        networks = parts["generator"], parts["discriminator"]
+        weights = [sum(p.numel() for p in network.parameters()) for network in networks]
         print(f"data set   {dataset.title(DATASET)} from {source}")
         steps = n // BATCH_SIZE
         print(f"images     {n:,} of 28x28x{channels}, {steps} steps of {BATCH_SIZE} an epoch")
+        if CONDITIONAL:
+            print(f"labels     {', '.join(dataset.label_names(DATASET))}")
         print(f"device     {hardware.describe(device)}")
         print(f"precision  {precision} ({why})")
         print(f"weights    generator {weights[0]:,}, discriminator {weights[1]:,}")
@@ -146,10 +144,25 @@ def main(constants):
         print(f"pictures   {pictures}, by python generate_report.py")
         if reference:
             print(f"floor      {describe_metrics(run.floor)}: {reference['n']:,} training images")
-        train(images.to(device), parts, run, folder, reference)
+        train(images.to(device), labels.to(device), parts, run, folder, reference)
         if looks_collapsed(run.history[-1]):
             print(COLLAPSE)
         print(f"{folder} is finished, after epoch {EPOCHS}. Now run: python generate_report.py")
+
+
+def build(channels, n_labels, device):
+    """Return new networks, the moving average and the optimisers, {name: network or optimizer}."""
+    layout = {"device": device, "memory_format": torch.channels_last}
+    generator = Generator(LATENT_DIM, channels, n_labels).to(**layout)
+    discriminator = Discriminator(channels, n_labels).to(**layout)
+    adam = {"lr": LEARNING_RATE, "betas": (BETA1, 0.999), "fused": True}
+    return {
+        "generator": generator,
+        "discriminator": discriminator,
+        "generator_ema": copy.deepcopy(generator).requires_grad_(False).eval(),
+        "optimizer_g": torch.optim.Adam(generator.parameters(), **adam),
+        "optimizer_d": torch.optim.Adam(discriminator.parameters(), **adam),
+    }
 
 
 def find_checkpoint(folder, constants):
@@ -197,12 +210,12 @@ def prepare_metrics(images, run):
     return reference
 
 
-def train(images, parts, run, folder, reference):
+def train(images, labels, parts, run, folder, reference):
     """The adversarial loop: from where the run is to its last epoch, with checkpoints on the way.
 
-    images: uint8 (N, C, 28, 28) on the device; reference: what prepare_metrics returned. A signal
-    ends it with status 130 or 143, after a checkpoint. Raises UserError if the losses are no longer
-    finite or a file cannot be written.
+    images: uint8 (N, C, 28, 28) and labels: float (N, K), both on the device; reference: what
+    prepare_metrics returned. A signal ends it with status 130 or 143, after a checkpoint. Raises
+    UserError if the losses are no longer finite or a file cannot be written.
     """
     used = len(images) // BATCH_SIZE * BATCH_SIZE  # the rest of a permutation sits an epoch out
     signals = []
@@ -218,7 +231,7 @@ def train(images, parts, run, folder, reference):
             while run.position < used:
                 chosen = run.permutation[run.position : run.position + BATCH_SIZE]
                 real = dataset.to_network(images[chosen])
-                run.sums += train_step(real, parts, run.settings["PRECISION"])
+                run.sums += train_step(real, parts, run.settings["PRECISION"], labels[chosen])
                 run.position += BATCH_SIZE
                 run.step += 1
                 update_average(parts["generator_ema"], parts["generator"], run.step * BATCH_SIZE)
@@ -258,8 +271,9 @@ def end_epoch(images, parts, run, folder, reference):
     if reference:
         random = torch.Generator().manual_seed(SEED)
         latents = torch.randn(reference["n"], LATENT_DIM, generator=random).to(images.device)
+        labels = dataset.draw_labels(run.labels, reference["n"], random).to(images.device)
         with number_format(images.device, run.settings["PRECISION"]):
-            synthetic = dataset.draw(parts["generator_ema"], latents).cpu()
+            synthetic = dataset.draw(parts["generator_ema"], latents, labels).cpu()
         row |= metrics.measure(reference, synthetic)
     run.history.append(row | {"data_set": dataset.title(DATASET)})
     left = timedelta(seconds=round(run.seconds * (EPOCHS - run.epoch - 1)))
@@ -271,7 +285,7 @@ def end_epoch(images, parts, run, folder, reference):
     run.position, run.seconds, run.sums = 0, 0.0, torch.zeros_like(run.sums)
     run.permutation = torch.randperm(len(images), device=images.device)
     if run.epoch % SNAPSHOT_EPOCHS == 0 or run.epoch == EPOCHS:
-        snapshot = {key: getattr(run, key) for key in ("epoch", "settings", "channels")}
+        snapshot = {key: getattr(run, key) for key in ("epoch", "settings", "channels", "labels")}
         snapshot["generator_ema"] = parts["generator_ema"].state_dict()
         checkpoint.save(folder / f"generator_epoch_{run.epoch:04d}.pt", snapshot)
     write_log(run.history, folder / "log.csv")
@@ -280,21 +294,22 @@ def end_epoch(images, parts, run, folder, reference):
     return f"{status}\n{COLLAPSE}" if looks_collapsed(row) else status
 
 
-def train_step(real, parts, precision):
+def train_step(real, parts, precision, labels=None):
     """One step of Adam for each network. Returns the STATISTICS as a tensor on the device.
 
-    real: (B, C, 28, 28) in [-1, 1]. The discriminator, the detective, minimises
-    -log D(x) - log(1 - D(G(z))); the generator, the forger, -log D(G(z)), the non-saturating
-    loss (Goodfellow et al. 2014, section 3).
+    real: (B, C, 28, 28) in [-1, 1]; labels: float (B, K), theirs, if the networks learn them. The
+    discriminator, the detective, minimises -log D(x) - log(1 - D(G(z))); the generator, the
+    forger, -log D(G(z)), the non-saturating loss (Goodfellow et al. 2014, section 3). The fakes
+    are drawn for the labels of the real images, so that findings that go together stay together.
     """
     generator, discriminator = parts["generator"], parts["discriminator"]
     real = real.contiguous(memory_format=torch.channels_last)
     latents = torch.randn(len(real), LATENT_DIM, device=real.device)
 
     with number_format(real.device, precision):
-        fake = generator(latents)
-        logits_real = discriminator(real).float()
-        logits_fake = discriminator(fake.detach()).float()
+        fake = generator(latents, labels)
+        logits_real = discriminator(real, labels).float()
+        logits_fake = discriminator(fake.detach(), labels).float()
     ones, zeros = torch.ones_like(logits_real), torch.zeros_like(logits_fake)
     loss_d = F.binary_cross_entropy_with_logits(logits_real, ones)
     loss_d = loss_d + F.binary_cross_entropy_with_logits(logits_fake, zeros)
@@ -304,7 +319,7 @@ def train_step(real, parts, precision):
 
     discriminator.requires_grad_(False)  # its own gradients would be a third of the work, unused
     with number_format(real.device, precision):
-        logits = discriminator(fake).float()
+        logits = discriminator(fake, labels).float()
     loss_g = F.binary_cross_entropy_with_logits(logits, ones)
     parts["optimizer_g"].zero_grad()
     loss_g.backward()

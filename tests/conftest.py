@@ -20,11 +20,11 @@ def signal_in_step(step, number, monkeypatch):
     """Send this process a signal in the middle of a step of its training, as Ctrl-C would."""
     forward, calls = dcgan.Generator.forward, []
 
-    def forward_with_signal(generator, latents):
+    def forward_with_signal(generator, *inputs):
         calls.append(1)
         if len(calls) == step:
             signal.raise_signal(number)
-        return forward(generator, latents)
+        return forward(generator, *inputs)
 
     monkeypatch.setattr(dcgan.Generator, "forward", forward_with_signal)
 

@@ -285,6 +285,7 @@ BAD_CHECKPOINTS = {
     "without channels": without("channels"),
     "without an epoch": without("epoch"),
     "without a position": without("position"),
+    "words for labels": lambda real: real | {"labels": {"rows": "a", "counts": "b"}},
     "without fixed latents": without("fixed_latents"),
     "without a history": without("history"),
     "a history of words": lambda real: real | {"history": ["an epoch"]},

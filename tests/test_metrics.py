@@ -435,3 +435,15 @@ def test_the_cheap_numbers_of_an_epoch_are_those_of_the_functions(halves):
         "coverage": pytest.approx(metrics.coverage(real, other), abs=1e-4),
         "frechet": pytest.approx(metrics.frechet_distance(real, other), abs=1e-4),
     }
+
+
+def test_the_coverage_of_a_label_needs_images_of_that_label(phantom_dir):
+    images, labels, _ = dataset.load("phantom", "train", phantom_dir)
+    reference = metrics.prepare(images[:2000], images[:400])
+    large, small = images[labels[:, 0] == 1], images[labels[:, 0] == 0]
+    good = metrics.coverage_of_label(reference, large[:1500], large[1500:2500])
+    assert good["n"] == 400 and abs(good["coverage"] - good["floor"]) < 0.05
+    wrong = metrics.coverage_of_label(reference, large[:1500], small[1500:2500])
+    assert wrong["coverage"] < good["coverage"] - 0.1 and wrong["floor"] == good["floor"]
+    rare = metrics.coverage_of_label(reference, large[:39], large[39:])
+    assert rare == {"n": 19, "coverage": None, "floor": None}

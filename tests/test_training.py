@@ -227,8 +227,8 @@ def test_losses_that_are_not_finite_stop_the_run(run, small, monkeypatch):
 def test_a_collapse_is_told_in_words(run, small, monkeypatch):
     forward = dcgan.Generator.forward
 
-    def collapsed(generator, latents):  # one image for all latents, but still one to train
-        return forward(generator, latents if generator.training else latents * 0)
+    def collapsed(generator, latents, *labels):  # one image for all latents, but one to train
+        return forward(generator, latents if generator.training else latents * 0, *labels)
 
     small += ["--BATCH_SIZE=2", "--EPOCHS=5"]  # 500 steps: from here on coverage could be there
     healthy = run("train_model.py", *small, "--RUN_NAME=healthy")

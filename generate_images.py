@@ -1,0 +1,248 @@
+"""Draw synthetic images with a trained run into a folder that other programs can load.
+
+    python generate_images.py                                      as many as were trained on
+    python generate_images.py --LABELS=pneumonia --N_IMAGES=1000   of one finding
+    python generate_images.py --FORMAT=png --OUT=my_pictures       pictures and a table of labels
+
+The .npz is in MedMNIST's layout and has its data set's name: medmnist's classes load it in place of
+the real file. Every constant below can be changed here or on the command line.
+"""
+
+import csv
+import hashlib
+import os
+import signal
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from tqdm import tqdm
+
+import checkpoint
+import dataset
+import files
+import settings
+from dcgan import Generator
+from settings import UserError
+
+# --- Run ---
+RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
+MODELS_DIR = "models"  # where train_model.py keeps its runs
+EPOCH = "last"  # to draw from: "last", "best" (the one of the highest coverage) or a number
+
+# --- Images ---
+N_IMAGES = 0  # how many; 0: as many as the whole data set has for training [0 to 10000000]
+LABELS = "as in the training set"  # or a finding, or several in one image: "effusion+mass"
+SEED = 0  # of the latents and the labels; same seed, same bytes [0 to 2147483647]
+
+# --- Files ---
+FORMAT = "npz"  # npz: MedMNIST's layout; png: pictures and labels.csv ["npz", "png"]
+VAL_AND_TEST = "empty"  # of the .npz; real: copied from the data set's own file ["empty", "real"]
+DATA_DIR = ""  # folder of that file; empty: the one the run was trained from
+IMAGES_DIR = "images"  # where generate_report.py draws, too
+OUT = ""  # a folder that does not exist yet; empty: IMAGES_DIR/RUN_NAME/export
+
+AS_TRAINED = "as in the training set"
+
+
+def main():
+    folder = checkpoint.find_run(MODELS_DIR, RUN_NAME)
+    path = folder / "checkpoint.pt"
+    if EPOCH != "last":
+        history = checkpoint.load(path, checkpoint.CHECKPOINT)["history"]
+        snapshots = checkpoint.find_snapshots(folder)
+        path = snapshots[checkpoint.choose_epoch(EPOCH, snapshots, history)]
+    saved = checkpoint.load(path, checkpoint.SNAPSHOT)
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    name, latent_dim = saved["settings"]["DATASET"], saved["settings"]["LATENT_DIM"]
+    wanted, what = choose_labels(saved, folder)
+    n_labels = wanted["rows"].shape[1] if wanted else 0
+    generator = Generator(latent_dim, saved["channels"], n_labels).eval()
+    checkpoint.restore(generator, saved["generator_ema"], path)
+    n_whole = dataset.INFO[name]["n_samples"]["train"]
+    n = N_IMAGES or n_whole
+    real = {}
+    if VAL_AND_TEST == "real":
+        if FORMAT == "png":
+            raise UserError('VAL_AND_TEST=real: legal with FORMAT=png is "empty"')
+        data_dir = DATA_DIR or saved["settings"]["DATA_DIR"]
+        real = {split: dataset.load(name, split, data_dir) for split in ("val", "test")}
+
+    pictures = files.run_folder(IMAGES_DIR, folder.name)
+    out = Path(os.path.normpath(OUT)) if OUT else pictures / "export"
+    with files.new_folder(out) as hidden:
+        print(f"run        {folder}, {path.name}, epoch {saved['epoch']}")
+        print(f"labels     {what}")
+        print(f"images     {n:,} to {out}")
+        if FORMAT == "npz":
+            write_npz(hidden / f"{name}.npz", generator, wanted, n, saved, real)
+        else:
+            write_pngs(hidden, generator, wanted, n, saved)
+        (hidden / "ABOUT.txt").write_text(describe(saved, folder, path, sha256, n, what, real))
+    print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}")
+    if FORMAT == "npz" and name != "phantom":
+        title = dataset.title(name)
+        print(f'to load it: medmnist.{title}(split="train", root="{out}", download=False)')
+        if n != n_whole:
+            print(f"medmnist's len() of it fails: it insists on {n_whole:,} images (N_IMAGES=0)")
+
+
+def choose_labels(saved, folder):
+    """Return the label vectors to draw, tallied as dataset.tally does, and what they are in words.
+
+    Raises UserError if LABELS are not such that the run has seen.
+    """
+    seen, name = saved["labels"], saved["settings"]["DATASET"]
+    if not seen:
+        if LABELS != AS_TRAINED:
+            raise UserError(
+                f"LABELS={LABELS}: {folder} was trained without labels. Train a run with "
+                "--CONDITIONAL=True, or leave LABELS out."
+            )
+        return {}, "none, the run was trained without"
+    if LABELS == AS_TRAINED:
+        return seen, f"as frequent and as combined as in {seen['counts'].sum():,} training images"
+    legal, several = dataset.single_labels(name, seen), dataset.has_several(name)
+    given = [label.strip() for label in LABELS.split("+")]
+    for label in given:
+        if label not in legal:
+            quoted = ", ".join(f'"{word}"' for word in [AS_TRAINED, *legal])
+            mix = ", or several joined by +" if several else ""
+            raise UserError(
+                f"LABELS={LABELS}: no training image of {folder} has the label {label!r}. "
+                f"Legal are {quoted}{mix}"
+            )
+    if len(given) > 1 and (not several or dataset.NO_FINDING in given):
+        raise UserError(f"LABELS={LABELS}: no image of {dataset.title(name)} can have all of them")
+    row = torch.stack([legal[label] for label in given]).amax(dim=0)
+    count = int(seen["counts"][(seen["rows"] == row).all(dim=1)].sum())
+    what = f"{LABELS}, exactly as in {count:,} training images"
+    if count == 0:
+        what = f"{LABELS}, which the network never saw together and has to combine"
+    return {"rows": row[None], "counts": torch.ones(1)}, what
+
+
+def draw_labels(wanted, n):
+    """Yield n label vectors, float (M, K), at most dataset.CHUNK at a time, always the same."""
+    random = torch.Generator().manual_seed(SEED + 2**31)  # other numbers than those of the latents
+    for start in range(0, n, dataset.CHUNK):
+        yield dataset.draw_labels(wanted, min(dataset.CHUNK, n - start), random)
+
+
+def draw_images(generator, wanted, n, latent_dim):
+    """Yield n images, uint8 (M, 28, 28) or (M, 28, 28, 3), with their M label vectors."""
+    random = torch.Generator().manual_seed(SEED)
+    with tqdm(total=n, unit=" images", disable=None) as bar:
+        for labels in draw_labels(wanted, n):
+            latents = torch.randn(len(labels), latent_dim, generator=random)
+            yield as_stored(dataset.draw(generator, latents, labels)), labels
+            bar.update(len(labels))
+
+
+def as_stored(images):
+    """uint8 (N, C, 28, 28) -> array (N, 28, 28), or (N, 28, 28, 3) for colour, as in MedMNIST."""
+    return images.permute(0, 2, 3, 1).squeeze(-1).numpy()
+
+
+def write_npz(path, generator, wanted, n, saved, real):
+    """Write a file in MedMNIST's layout, a chunk at a time.
+
+    real: {split: (images, labels, source)} of what is to be copied; other splits are left empty.
+    """
+    name = saved["settings"]["DATASET"]
+    shape = (28, 28) if saved["channels"] == 1 else (28, 28, 3)
+    images = (
+        drawn for drawn, _ in draw_images(generator, wanted, n, saved["settings"]["LATENT_DIM"])
+    )
+    labels = (dataset.file_labels(name, vectors).numpy() for vectors in draw_labels(wanted, n))
+    columns = dataset.file_labels(name, dataset.draw_labels(wanted, 1, torch.Generator())).shape[1]
+    with zipfile.ZipFile(path, "w") as archive:
+        write_array(archive, "train_images", (n, *shape), images)
+        write_array(archive, "train_labels", (n, columns), labels)
+        for split in ("val", "test"):
+            pixels, truth = np.empty((0, *shape), np.uint8), np.empty((0, columns), np.uint8)
+            if real:
+                pixels, truth = as_stored(real[split][0]), real[split][1].to(torch.uint8).numpy()
+            write_array(archive, f"{split}_images", pixels.shape, [pixels])
+            write_array(archive, f"{split}_labels", truth.shape, [truth])
+
+
+def write_array(archive, name, shape, chunks):
+    """Write uint8 arrays, one after the other, as one array of this shape into an .npz."""
+    member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))  # not now: same seed, same bytes
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with archive.open(member, "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in chunks:
+            file.write(chunk.tobytes())
+
+
+def write_pngs(folder, generator, wanted, n, saved):
+    """Write 0000000.png ... and labels.csv: a row for each file, a column of 0 and 1 per label."""
+    note = PngImagePlugin.PngInfo()
+    note.add_text("Description", "synthetic image, shows no patient, not for clinical use")
+    names = dataset.label_names(saved["settings"]["DATASET"]) if wanted else []
+    with open(folder / "labels.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["file", *names])
+        number = 0
+        for images, labels in draw_images(generator, wanted, n, saved["settings"]["LATENT_DIM"]):
+            for image, row in zip(images, labels.int().tolist(), strict=True):
+                Image.fromarray(image).save(folder / f"{number:07d}.png", pnginfo=note)
+                table.writerow([f"{number:07d}.png", *row])
+                number += 1
+
+
+def describe(saved, folder, path, sha256, n, what, real):
+    """The text beside the images: what they are, and how to make them again."""
+    trained, info = saved["settings"], dataset.INFO[saved["settings"]["DATASET"]]
+    kept = [f"{key}={value!r}" for key, value in trained.items() if not key.endswith("_DIR")]
+    lines = [
+        "SYNTHETIC IMAGES. NOT FOR CLINICAL USE.",
+        "Drawn by a generative adversarial network. They show no patient, and nothing about them",
+        "is a finding. The labels are those that the network was asked to draw.",
+        "",
+        f"images      {n:,} of 28x28x{saved['channels']}",
+        f"labels      {what}",
+        f"seed        {SEED}, drawn {dataset.CHUNK} at a time",
+        f"run         {folder.name}, epoch {saved['epoch']} of {trained['EPOCHS']}",
+        f"checkpoint  {path.name}, SHA-256 {sha256}",
+        f"made by     generate_images.py, torch {torch.__version__}",
+        f"learned     {dataset.title(trained['DATASET'])}, training split",
+        textwrap.fill(f"settings    {', '.join(kept)}", 100, subsequent_indent=" " * 12),
+    ]
+    if FORMAT == "npz":
+        lines += ["", "train_images and train_labels are synthetic."]
+        if real:
+            lines.append("val_ and test_ arrays are REAL, copied so that models can be tested:")
+            lines += [f"  {split}: {source}" for split, (_, _, source) in real.items()]
+        else:
+            lines.append(
+                "val_ and test_ arrays are empty: results have to be tested on real images."
+            )
+    if "license" in info:
+        lines += ["", f"The images learned from are MedMNIST's, {info['license']}; to be cited:"]
+        lines.append("Yang et al. MedMNIST v2. Scientific Data 10, 41 (2023), and their sources")
+        lines.append("as medmnist.com names them.")
+    else:
+        lines += [
+            "",
+            "The images learned from were drawn by a program: they show no patient either.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    settings.override(globals())
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was written")
+        sys.exit(130)
