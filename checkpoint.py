@@ -123,6 +123,9 @@ def load(path, layout):
     check_layout(path, content["settings"], SETTINGS)
     if content["labels"]:
         check_layout(path, content["labels"], LABELS)
+        rows, counts = content["labels"]["rows"], content["labels"]["counts"]
+        if rows.ndim != 2 or counts.shape != rows.shape[:1] or not (counts > 0).any():
+            refuse(path, "is not a checkpoint of this program, 'labels' do not fit together")
     for row in content.get("history", []):
         check_layout(path, row, ROW)
     return content

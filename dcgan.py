@@ -39,7 +39,8 @@ class Generator(nn.Module):
         if labels:
             # A label becomes a vector of length 1 or so, a tenth of a latent's. It is the same in
             # every image: at equal length it is learned first, and all images of a label become
-            # one (their standard deviation is 0.2 times that of real ones, not 0.9).
+            # one (narrow networks on PneumoniaMNIST, after 600 steps: their standard deviation was
+            # 0.2 times that of real ones, and 0.9 times with this).
             nn.init.normal_(self.embed.weight, 0.0, latent_dim**-0.5)
 
     def forward(self, latents, labels=None):

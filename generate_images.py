@@ -83,7 +83,8 @@ def main():
             write_npz(hidden / f"{name}.npz", generator, wanted, n, saved, real)
         else:
             write_pngs(hidden, generator, wanted, n, saved)
-        (hidden / "ABOUT.txt").write_text(describe(saved, folder, path, sha256, n, what, real))
+        about = describe(saved, folder, path, sha256, n, what, real)
+        (hidden / "ABOUT.txt").write_text(about, encoding="utf-8")
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}")
     if FORMAT == "npz" and name != "phantom":
         title = dataset.title(name)

@@ -265,6 +265,10 @@ def other_optimizer(real):
     return real
 
 
+def odd_labels(rows, counts):
+    return {"rows": torch.zeros(rows, 2, dtype=torch.uint8), "counts": torch.ones(counts)}
+
+
 BAD_CHECKPOINTS = {
     "truncated": lambda real: CHECKPOINT.read_bytes()[:100_000],
     "empty": lambda real: b"",
@@ -286,6 +290,8 @@ BAD_CHECKPOINTS = {
     "without an epoch": without("epoch"),
     "without a position": without("position"),
     "words for labels": lambda real: real | {"labels": {"rows": "a", "counts": "b"}},
+    "more labels than counts": lambda real: real | {"labels": odd_labels(3, 2)},
+    "labels of no image": lambda real: real | {"labels": odd_labels(0, 0)},
     "without fixed latents": without("fixed_latents"),
     "without a history": without("history"),
     "a history of words": lambda real: real | {"history": ["an epoch"]},
@@ -327,6 +333,16 @@ BAD_SNAPSHOTS = {
     "without settings": without("settings"),
     "without a generator": without("generator_ema"),
 }
+BAD_FOR_EXPORT = BAD_SNAPSHOTS | {
+    "labels that the generator has not": lambda real: real | {"labels": odd_labels(3, 3)},
+}
+
+
+@pytest.mark.parametrize("damage", BAD_FOR_EXPORT.values(), ids=BAD_FOR_EXPORT)
+def test_the_export_refuses_a_bad_generator_of_an_epoch(refused, trained, damage):
+    replace(SNAPSHOT, damage(torch.load(SNAPSHOT, weights_only=True)))
+    message = refused("generate_images.py", "--EPOCH=1", "--N_IMAGES=1")
+    assert message.startswith(f"error: {SNAPSHOT} ")
 
 
 @pytest.mark.parametrize("damage", BAD_SNAPSHOTS.values(), ids=BAD_SNAPSHOTS)
@@ -446,6 +462,10 @@ WRONG_SETTINGS = [  # script, argument, what the message says of the legal value
     ("generate_report.py", "--FRAME_MS=0", "a whole number from 20 to 60000"),
     ("generate_report.py", "--RUN_NAME=a/b", "letters, digits"),
     ("generate_report.py", "--RUN_NAME=..", "letters, digits"),
+    ("generate_images.py", "--N_IMAGES=-1", "a whole number from 0 to 10000000"),
+    ("generate_images.py", "--FORMAT=jpg", '"npz", "png"'),
+    ("generate_images.py", "--RUN_NAME=..", "letters, digits"),
+    ("train_model.py", "--CONDITIONAL=yes", "True, False"),
 ]
 
 
@@ -627,7 +647,9 @@ def test_a_value_outside_the_brackets_is_refused(script, argument, legal):
     assert str(refusal.value).endswith(legal)
 
 
-@pytest.mark.parametrize("script_name", ["train_model.py", "generate_report.py"])
+@pytest.mark.parametrize(
+    "script_name", ["train_model.py", "generate_report.py", "generate_images.py"]
+)
 def test_help_lists_every_constant_with_its_comment_and_default(run, monkeypatch, script_name):
     monkeypatch.setenv("COLUMNS", "1000")  # or argparse breaks the lines
     result = run(script_name, "--help")
