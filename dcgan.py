@@ -12,18 +12,22 @@ class Generator(nn.Module):
 
     labels: how many there are to draw by; with 0, the plain DCGAN, none are wanted. With more,
     label vectors (N, labels) of zeros and ones come with the latents (Mirza and Osindero 2014).
-    widths: feature maps at 7x7, 14x14 and 28x28 pixels.
+    widths: feature maps at 4x4, 7x7, 14x14 and 28x28 pixels.
     """
 
-    def __init__(self, latent_dim=100, channels=1, labels=0, widths=(128, 64, 32)):
+    def __init__(self, latent_dim=100, channels=1, labels=0, widths=(256, 128, 64, 32)):
         super().__init__()
-        at7, at14, at28 = widths
+        at4, at7, at14, at28 = widths
         self.embed = nn.Linear(labels, latent_dim, bias=False) if labels else None
         inputs = 2 * latent_dim if labels else latent_dim
-        self.project = nn.Linear(inputs, at7 * 7 * 7, bias=False)
+        self.project = nn.Linear(inputs, at4 * 4 * 4, bias=False)
         # Kernel 4 is divisible by stride 2, so every pixel gets the same number of contributions
         # and no checkerboard appears (Odena et al. 2016).
         self.draw = nn.Sequential(
+            nn.BatchNorm2d(at4),
+            nn.ReLU(inplace=True),
+            # The discriminator's last convolution in reverse, from 4 to 7 pixels.
+            nn.ConvTranspose2d(at4, at7, 4, stride=2, padding=2, output_padding=1, bias=False),
             nn.BatchNorm2d(at7),
             nn.ReLU(inplace=True),
             nn.ConvTranspose2d(at7, at14, 4, stride=2, padding=1, bias=False),
@@ -47,7 +51,7 @@ class Generator(nn.Module):
         if self.embed is not None:
             latents = torch.cat([latents, self.embed(labels)], dim=1)
         # Channels come last in memory, the order in which convolutions are fastest.
-        features = self.project(latents).view(len(latents), 7, 7, -1).permute(0, 3, 1, 2)
+        features = self.project(latents).view(len(latents), 4, 4, -1).permute(0, 3, 1, 2)
         return self.draw(features)
 
 

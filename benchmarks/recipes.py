@@ -30,22 +30,13 @@ def ours(images, device, seed):
     import dataset
     import hardware
     import train_model
-    from dcgan import Discriminator, Generator
 
     torch.manual_seed(seed)
     device = torch.device(device)
     precision, _ = hardware.choose_precision("auto", device)
     batch = train_model.BATCH_SIZE
-    generator = Generator(train_model.LATENT_DIM).to(device, memory_format=torch.channels_last)
-    discriminator = Discriminator().to(device, memory_format=torch.channels_last)
-    adam = {"lr": train_model.LEARNING_RATE, "betas": (train_model.BETA1, 0.999), "fused": True}
-    parts = {
-        "generator": generator,
-        "discriminator": discriminator,
-        "generator_ema": copy.deepcopy(generator).requires_grad_(False).eval(),
-        "optimizer_g": torch.optim.Adam(generator.parameters(), **adam),
-        "optimizer_d": torch.optim.Adam(discriminator.parameters(), **adam),
-    }
+    parts = train_model.build(channels=1, n_labels=0, device=device)
+    networks = {name: parts[name] for name in ("generator", "discriminator")}
     images = torch.from_numpy(images)[:, None].to(device)
 
     def batches():
@@ -71,9 +62,9 @@ def ours(images, device, seed):
         "draw": draw,
         "batch": batch,
         "latent_dim": train_model.LATENT_DIM,
-        "weights": [sum(p.numel() for p in net.parameters()) for net in (generator, discriminator)],
+        "weights": [sum(p.numel() for p in net.parameters()) for net in networks.values()],
         "precision": precision,
-        "networks": {"generator": generator, "discriminator": discriminator},
+        "networks": networks,
     }
 
 
