@@ -124,6 +124,7 @@ def draw_metrics(history, table, n, name):
     lower.axhline(gaussian["frechet"], label="Gaussian", **grey)
     lower.set_ylabel("Frechet distance")
     lower.set_yscale("log")
+    lower.yaxis.set_major_formatter("{x:g}")
     for axes in (upper, lower):
         figures.legend(axes)
     return figure
@@ -142,7 +143,7 @@ def copies(run, out, options):
         if run.near_held_out[0].median() > 0:
             page |= metrics.nearness(run.near_synthetic[0], run.near_held_out[0])
     highest = max(max(values) for values in sets.values()) or 1.0
-    bins = np.linspace(0, highest, 41)
+    bins = np.linspace(0, highest, 61)
     page["distances"] = figures.save_curves(
         out / "distances",
         lambda: figures.histogram(

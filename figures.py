@@ -23,7 +23,7 @@ import files
 
 GAP = 1  # image pixels between tiles
 DPI = 300  # of the curves; at this resolution, too, a picture of tiles says how large it is
-PAGE_WIDTH, PHONE_WIDTH, PAPER_WIDTH = 920, 350, 640  # CSS pixels that the page has for pictures
+PAGE_WIDTH, PHONE_WIDTH, PAPER_WIDTH = 950, 350, 640  # CSS pixels that the page has for pictures
 CURVE_WIDTH = 5.6  # inches; in a text column of a paper the letters are still legible
 
 STYLE = {
@@ -97,7 +97,7 @@ def save_tiles(path, heading, cells, columns, scale, alt, below=False):
     height, width = cells[0][1].shape[:2]
     pixels = [(caption, embed(page_png(picture), "png")) for caption, picture in cells]
     zooms = {
-        "wide": min(4, max(1, PAGE_WIDTH // (columns * (width + 3)))),
+        "wide": min(5, max(1, PAGE_WIDTH // (columns * (width + 3)))),
         "phone": min(3.0, max(1.0, 2 * PHONE_WIDTH // width / 2)),  # phones have half pixels
         "paper": min(3.0, PAPER_WIDTH / (columns * (width + 8))),
     }
@@ -148,7 +148,7 @@ def over_epochs(title):
     axes = figure.subplots(2, 1, sharex=True)
     axes[0].set_title(title, pad=24)  # room for the legend below it
     axes[1].set_xlabel("epoch")
-    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return figure, axes
 
 
@@ -237,7 +237,11 @@ def animation(path, frames, greys, durations, alt):
         "still": still,
         "width": width,
         "height": height,
-        "zooms": {"wide": max(1, 700 // width), "phone": 2 * PHONE_WIDTH // width / 2, "paper": 2},
+        "zooms": {
+            "wide": min(4, max(1, 700 // width)),
+            "phone": 2 * PHONE_WIDTH // width / 2,
+            "paper": 2,
+        },
         "alt": alt,
     }
 

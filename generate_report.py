@@ -256,13 +256,19 @@ def write_synthetic(run, out):
     figures.write_png(path, figures.compose(heading, sheet, columns=1, scale=1))
 
 
+def digits(number):
+    """A number as a reader wants it: three digits that tell something, at most four decimals."""
+    size = abs(number)
+    return f"{number:,.0f}" if size >= 100 else f"{number:#.3g}" if size >= 0.1 else f"{number:.4f}"
+
+
 def write_page(page, run, path):
     """Fill the template: one file with all pictures in it, to be read without a network."""
     speeds = [row["images_per_second"] for row in run.history if "images_per_second" in row]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["digits"] = lambda x: f"{x:#.3g}" if abs(x) < 1000 else f"{x:,.0f}"
+    environment.filters["digits"] = digits
     template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     content = (
         environment.from_string(template)
