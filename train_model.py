@@ -108,6 +108,7 @@ def main(constants):
         }
         run = SimpleNamespace(  # checkpoint.py says what each of these is
             settings={**constants, "PRECISION": precision},
+            machine=hardware.machine(device),
             channels=channels,
             fingerprint=dataset.fingerprint(images),
             fixed_latents=torch.randn(64, LATENT_DIM),
