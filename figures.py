@@ -3,7 +3,7 @@
 Images are uint8, and 0 is always black and 255 always white, whatever they hold. A picture of tiles
 is written with its heading at SCALE screen pixels an image pixel; the page gets the bare pixels,
 which the browser enlarges, so that they stay crisp. Curves are written as PNG and as PDF; the page
-gets them as SVG, once for a light and once for a dark screen.
+gets them as SVG, in colours for a light and for a dark screen.
 """
 
 import base64
@@ -26,7 +26,13 @@ DPI = 300  # of the curves; at this resolution, too, a picture of tiles says how
 PAGE_WIDTH, PHONE_WIDTH, PAPER_WIDTH = 950, 350, 640  # CSS pixels that the page has for pictures
 CURVE_WIDTH = 5.6  # inches; in a text column of a paper the letters are still legible
 
-STYLE = {
+INK, BLUE, VERMILION, GREEN = "#1d2127", "#0072b2", "#d55e00", "#009e73"
+# On a dark screen; the colours are told apart by colour-blind readers too (Okabe and Ito).
+DARK = {INK: "#d7dade", BLUE: "#56b4e9", VERMILION: "#f0864a", GREEN: "#2fc79b"}
+STYLE = {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, VERMILION, GREEN]),  # C0, C1, C2 below
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": "medium",
@@ -37,12 +43,6 @@ STYLE = {
     "pdf.fonttype": 42,  # TrueType, which journals ask for
     "svg.hashsalt": "",  # the same names in each SVG: equal reports are equal files
 }
-# Told apart by colour-blind readers too (Okabe and Ito); C0, C1, C2 below.
-LIGHT = {"axes.prop_cycle": matplotlib.cycler(color=["#0072b2", "#d55e00", "#009e73"])}
-INK = "#d7dade"
-DARK = {"axes.prop_cycle": matplotlib.cycler(color=["#56b4e9", "#f0864a", "#2fc79b"])}
-DARK |= {f"{part}.color": INK for part in ("text", "xtick", "ytick")}
-DARK |= {"axes.edgecolor": INK, "axes.labelcolor": INK, "axes.facecolor": "none"}
 
 
 def tile(images, columns):
@@ -76,16 +76,21 @@ def compose(heading, cells, columns, scale, below=False):
     canvas = FigureCanvasAgg(figure)
     corner = (margin / total_width, 1 - margin / total_height)
     figure.text(*corner, heading, fontsize=12, va="top", linespacing=1.5)
-    for number, (text, picture) in enumerate(cells):
+    places = []
+    for number, (text, _) in enumerate(cells):
         x = margin + number % columns * (width + margin)
         y = top + number // columns * (height + caption + margin // 2)  # from above
         text_y = y + (height + 2 * unit if below else caption - 4 * unit)
         place = (x / total_width, 1 - text_y / total_height)
         figure.text(*place, text, fontsize=11, va="top" if below else "bottom")
-        enlarged = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-        figure.figimage(enlarged, x, total_height - y - height - (0 if below else caption))
+        places.append((x, y if below else y + caption))
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    drawn = np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    for (x, y), (_, picture) in zip(places, cells, strict=True):
+        enlarged = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+        region = drawn[y : y + len(enlarged), x : x + enlarged.shape[1]]
+        np.copyto(region, enlarged[:, :, :3], where=enlarged[:, :, 3:] > 0)
+    return drawn
 
 
 def save_tiles(path, heading, cells, columns, scale, alt, below=False):
@@ -112,26 +117,24 @@ def save_tiles(path, heading, cells, columns, scale, alt, below=False):
 def save_curves(path, draw, alt):
     """Write a figure as PNG and PDF, and return what the page needs to show it.
 
-    path: without a suffix; draw: a function without arguments that returns a Figure, and is called
-    once for each theme; alt: the figure in words.
+    path: without a suffix; draw: a function without arguments that returns a Figure; alt: the
+    figure in words.
     """
-    with matplotlib.rc_context(STYLE | LIGHT):
+    with matplotlib.rc_context(STYLE):
         figure = draw()
-        figure.set_facecolor("white")
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it is laid out now; once is enough for all formats
         for suffix, date in ((".png", {}), (".pdf", {"CreationDate": None})):
             with files.replacing(path.with_suffix(suffix)) as file:
-                figure.savefig(file, format=suffix[1:], dpi=DPI, metadata=date)
-        light = svg(figure)
-    with matplotlib.rc_context(STYLE | DARK):
-        dark = svg(draw())
+                figure.savefig(file, format=suffix[1:], dpi=DPI, facecolor="white", metadata=date)
+        memory = io.BytesIO()
+        figure.savefig(memory, format="svg", transparent=True, metadata={"Date": None})
+    light = dark = memory.getvalue()
+    for colour, on_dark in DARK.items():
+        dark = dark.replace(colour.encode(), on_dark.encode())
     print(path.with_suffix(".png"))
-    return {"file": f"{path.name}.png", "light": light, "dark": dark, "alt": alt}
-
-
-def svg(figure):
-    memory = io.BytesIO()
-    figure.savefig(memory, format="svg", transparent=True, metadata={"Date": None})
-    return embed(memory.getvalue(), "svg+xml")
+    images = {"light": embed(light, "svg+xml"), "dark": embed(dark, "svg+xml")}
+    return {"file": f"{path.name}.png", "alt": alt} | images
 
 
 def plot(axes, history, key, label, colour):

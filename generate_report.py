@@ -100,10 +100,11 @@ def main(constants):
 def read_run(folder):
     """Read a run and the images it was trained on, and draw from its generators.
 
-    Returns a namespace: what the report is about in words (name, original, when, about, of_epochs,
-    why), the checkpoint (last, trained, history, row), uint8 images (N, C, 28, 28) (images,
-    held_out, synthetic, examined, grids), what is nearest to them (near_synthetic, near_held_out)
-    and draw(latents, precision), the generator that is shown. Raises UserError.
+    Returns a namespace: what the report is about in words (name, original, originals, when, about,
+    of_epochs, why, source, held_out_split), the checkpoint (last, trained, history, row), uint8
+    images (N, C, 28, 28) (images, held_out, synthetic, examined, grids), what is nearest to them
+    (near_synthetic, near_held_out) and the generator shown: draw(latents, precision). Raises
+    UserError.
     """
     last = checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT)
     trained, history, epoch = last["settings"], last["history"], last["epoch"]
@@ -140,6 +141,7 @@ def read_run(folder):
     return SimpleNamespace(
         name=name,
         original="phantom" if trained["DATASET"] == "phantom" else "real",
+        originals="phantoms" if trained["DATASET"] == "phantom" else "real images",
         when=when,
         why=why,
         about=f"{name}, {when}",

@@ -24,7 +24,7 @@ def collage(run, out, options):
     halves = {run.original: run.images[run.order[:count]], "synthetic": run.synthetic[:count]}
     cells = [(name, figures.tile(x, options.COLLAGE_COLUMNS)) for name, x in halves.items()]
     heading = f"Reel vs Real: {run.name}, {run.when}"
-    alt = f"{count} {run.original} images beside {count} synthetic ones, {run.about}"
+    alt = f"{count} {run.originals} beside {count} synthetic ones, {run.about}"
     path = out / "real_vs_synthetic.png"
     return {"picture": figures.save_tiles(path, heading, cells, 2, options.SCALE, alt)}
 
@@ -41,8 +41,8 @@ def blind_test(run, out, options):
     order = torch.randperm(2 * count, generator=random)
     tiles = torch.cat([real[:count], synthetic[:count]])[order]
     cells = [(f"{n}", figures.tile(image[None], 1)) for n, image in enumerate(tiles, start=1)]
-    heading = f"{run.name}: which of these are {run.original}?\nsynthetic ones from {run.when}"
-    alt = f"an image that is {run.original} or synthetic"
+    heading = f"{run.name}: which of these are {run.originals}?\nsynthetic ones from {run.when}"
+    alt = "an image, from the training set or synthetic"
     path = out / "blind_test.png"
     picture = figures.save_tiles(path, heading, cells, 8, options.SCALE, alt, below=True)
     is_real = (order < count).tolist()
