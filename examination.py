@@ -60,7 +60,7 @@ def numbers(run, out, options):
     if measured and table:
         alt = f"Precision, recall, coverage and Frechet distance over the epochs, {run.name}"
         page["curves"] = figures.save_curves(
-            out / "metrics", lambda: draw_metrics(measured, table, n, run.name), alt
+            out / "metrics", lambda: draw_metrics(measured, table, n, run), alt
         )
         best = max(measured, key=lambda row: row["coverage"])
         page |= {"best": best["epoch"], "best_coverage": best["coverage"]}
@@ -108,10 +108,12 @@ def measure(run):
     return table, n
 
 
-def draw_metrics(history, table, n, name):
+def draw_metrics(history, table, n, run):
     """Plot what was measured over the epochs, and what real images would reach."""
     floor, gaussian = table["floor"], table["gaussian"]
-    title = f"{name}: {n:,} synthetic against {n:,} real images\ndashed: {n:,} other real images"
+    title = (
+        f"{run.name}\n{n:,} synthetic images against {n:,} {run.originals}; dashed: {n:,} others"
+    )
     figure, (upper, lower) = figures.over_epochs(title)
     for number, key in enumerate(("precision", "recall", "coverage")):
         figures.plot(upper, history, key, key, f"C{number}")
@@ -119,7 +121,7 @@ def draw_metrics(history, table, n, name):
     upper.set_ylabel("share of images")
     upper.set_ylim(0, 1)
     figures.plot(lower, history, "frechet", "synthetic", "C0")
-    lower.axhline(floor["frechet"], color="C0", linewidth=0.8, linestyle="--", label="real")
+    lower.axhline(floor["frechet"], color="C0", linewidth=0.8, linestyle="--", label=run.original)
     grey = {"color": "grey", "linewidth": 1, "linestyle": ":"}
     lower.axhline(gaussian["frechet"], label="Gaussian", **grey)
     lower.set_ylabel("Frechet distance")
