@@ -3,7 +3,8 @@
 Images are uint8, and 0 is always black and 255 always white, whatever they hold. A picture of tiles
 is written with its heading at SCALE screen pixels an image pixel; the page gets the bare pixels,
 which the browser enlarges, so that they stay crisp. Curves are written as PNG and as PDF; the page
-gets them as SVG, in colours for a light and for a dark screen.
+gets them as SVG, in colours for a light and for a dark screen. Paths are printed by tqdm.write,
+which leaves a progress bar whole.
 """
 
 import base64
@@ -18,11 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 from torchvision.utils import make_grid
+from tqdm import tqdm
 
 import files
 
 GAP = 1  # image pixels between tiles
-DPI = 300  # of the curves; at this resolution, too, a picture of tiles says how large it is
+DPI = 300  # of curves in PNG files, and as stated in pictures of tiles
 PAGE_WIDTH, PHONE_WIDTH, PAPER_WIDTH = 950, 350, 640  # CSS pixels that the page has for pictures
 CURVE_WIDTH = 5.6  # inches; in a text column of a paper the letters are still legible
 
@@ -132,7 +134,7 @@ def save_curves(path, draw, alt):
     light = dark = memory.getvalue()
     for colour, on_dark in DARK.items():
         dark = dark.replace(colour.encode(), on_dark.encode())
-    print(path.with_suffix(".png"))
+    tqdm.write(str(path.with_suffix(".png")))
     images = {"light": embed(light, "svg+xml"), "dark": embed(dark, "svg+xml")}
     return {"file": f"{path.name}.png", "alt": alt} | images
 
@@ -191,14 +193,14 @@ def write_png(path, picture, quiet=False):
     with files.replacing(path) as file:
         image.save(file, format="png", dpi=(DPI, DPI))
     if not quiet:
-        print(path)
+        tqdm.write(str(path))
 
 
 def write_gif(path, frames, greys, durations):
     """Write an endless animation. frames: uint8 (H, W, 3); durations: ms, for each frame."""
     with files.replacing(path) as file:
         file.write(gif(frames, greys, durations))
-    print(f"{path}: {len(frames)} frames")
+    tqdm.write(f"{path}: {len(frames)} frames")
 
 
 def gif(frames, greys, durations):
@@ -230,8 +232,10 @@ def film(pictures, captions):
 
 
 def animation(path, frames, greys, durations, alt):
-    """Return what the page needs to show an animation, with its last frame for those who ask for
-    reduced motion."""
+    """Return what the page needs to show an animation.
+
+    Its last frame comes with it, for readers whose system asks for reduced motion.
+    """
     height, width = frames[0].shape[:2]
     still = embed(page_png(np.dstack([frames[-1], np.full_like(frames[-1][:, :, 0], 255)])), "png")
     return {

@@ -63,7 +63,7 @@ LAST_FRAME_MS = 3000  # the same for the last frame, milliseconds [20 to 60000]
 
 # --- Synthetic images ---
 N_SYNTHETIC = 1000  # images in synthetic/synthetic.npz [1 to 100000]
-N_EXAMINED = 1000  # the first of them, looked through for doubles, copies, failures [1 to 5000]
+N_EXAMINED = 1000  # the first of them, looked through for doubles, copies, failures [1 to 3000]
 
 # Where files lie is no one's business but the user's.
 LEFT_OUT = {"DATA_DIR", "MODELS_DIR", "IMAGES_DIR", "RUN_NAME", "RESUME", "CHECKPOINT_MINUTES"}
@@ -128,6 +128,8 @@ def read_run(folder):
     elif last["position"] > 0:
         when = f"in epoch {epoch + 1} {of_epochs}, unfinished"
         why = "the latest state of the run, in the middle of an epoch"
+    elif epoch == 0:
+        when, why = "before the first step", "nothing is trained yet"
     finished = chosen or (epoch if last["position"] == 0 else None)
 
     random = torch.Generator().manual_seed(SEED)

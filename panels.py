@@ -7,6 +7,7 @@ constants of generate_report.py as a namespace.
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import figures
 import metrics
@@ -20,6 +21,7 @@ LOOP_MS = 80  # time a frame is shown
 
 
 def collage(run, out, options):
+    """Training images beside as many synthetic ones, neither chosen by hand."""
     count = min(options.COLLAGE_ROWS * options.COLLAGE_COLUMNS, len(run.images), len(run.synthetic))
     halves = {run.original: run.images[run.order[:count]], "synthetic": run.synthetic[:count]}
     cells = [(name, figures.tile(x, options.COLLAGE_COLUMNS)) for name, x in halves.items()]
@@ -56,12 +58,10 @@ def blind_test(run, out, options):
 def unseen(candidates, shown, count):
     """Return the first images that are no near-duplicates of images shown, nor of each other.
 
-    A near-duplicate is nearer than half of what is usual between the images shown: whoever has
-    seen the one would know the other. All uint8 (N, C, 28, 28); there may be fewer than count.
+    A near-duplicate is nearer than half of what is usual: whoever has seen the one would know the
+    other. All uint8 (N, C, 28, 28); there may be fewer than count.
     """
-    others = [torch.cat([shown[:i], shown[i + 1 :]]) for i in range(len(shown))]
-    usual = [metrics.nearest_image(shown[i : i + 1], others[i])[0] for i in range(len(shown))]
-    limit = torch.cat(usual).median() / 2
+    limit = metrics.nearest_image(candidates[:100], shown)[0].median() / 2
     chosen = shown[:0]
     for image in candidates[: 20 * count].split(1):
         if len(chosen) < count:
@@ -81,7 +81,7 @@ def training(run, out, options):
         path = out / "epochs" / f"epoch_{epoch:04d}.png"
         figures.write_png(path, figures.compose(heading, [("", picture)], 1, scale), quiet=True)
         frames.append(figures.compose(heading, [("", picture)], 1, options.GIF_SCALE))
-    print(f"{out / 'epochs'}: {len(frames)} grids")
+    tqdm.write(f"{out / 'epochs'}: {len(frames)} grids")
     path, greys = out / "training.gif", options.GIF_GREYS
     durations = [options.FRAME_MS] * (len(frames) - 1) + [options.LAST_FRAME_MS]
     figures.write_gif(path, frames, greys, durations)
@@ -102,10 +102,14 @@ def training(run, out, options):
     alt = f"synthetic images from the same latents in a row for each epoch, {run.name}"
     strips = figures.save_tiles(out / "training_progress.png", heading, strips, 1, scale, alt)
 
-    rows = run.history
-    alt = f"Losses and the discriminator's opinions over {len(rows)} epochs, {run.name}"
-    losses = figures.save_curves(out / "losses", lambda: draw_losses(rows, run.name), alt)
-    return {"gif": gif, "strips": strips, "losses": losses, "last": rows[-1]}
+    page, rows = {"gif": gif, "strips": strips}, run.history
+    if rows:
+        alt = f"Losses and the discriminator's opinions over {len(rows)} epochs, {run.name}"
+        page["losses"] = figures.save_curves(
+            out / "losses", lambda: draw_losses(rows, run.name), alt
+        )
+        page["last"] = rows[-1]
+    return page
 
 
 def spread(epochs, count):

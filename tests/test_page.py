@@ -279,13 +279,20 @@ def test_each_checkpoint_is_read_once(run, reported, monkeypatch):
     assert "epoch 1 of 2, the one that was asked for" in Page("once/phantom/report.html").text
 
 
-def test_a_run_without_measurements_gets_a_page_with_a_table_and_no_curves(run, small):
+def test_a_run_without_measurements_or_history_gets_a_page_without_their_curves(run, small):
     run("train_model.py", *small, "--EPOCHS=1", "--METRIC_IMAGES=0")
     assert run("generate_report.py").status == 0
     page = Page("images/phantom/report.html")
     assert "Nothing was measured during this training" in page.text
     assert 0 <= page.values["coverage"][0] <= 1
     assert "metrics.png" not in page.all("file") and "losses.png" in page.all("file")
+
+    saved = torch.load("models/phantom/checkpoint.pt", weights_only=True)
+    torch.save(saved | {"history": []}, "models/phantom/checkpoint.pt")
+    assert run("generate_report.py", "--DIVERSITY=False", "--COPIES=False").status == 0
+    page = Page("images/phantom/report.html")
+    assert "holds no history" in page.text
+    assert "training.gif" in page.all("file") and "losses.png" not in page.all("file")
 
 
 @pytest.mark.parametrize("step", [1, 4])  # in the first and in the second epoch
