@@ -283,7 +283,7 @@ def test_a_run_without_measurements_or_history_gets_a_page_without_their_curves(
     run("train_model.py", *small, "--EPOCHS=1", "--METRIC_IMAGES=0")
     assert run("generate_report.py").status == 0
     page = Page("images/phantom/report.html")
-    assert "Nothing was measured during this training" in page.text
+    assert "No finished epoch was measured" in page.text
     assert 0 <= page.values["coverage"][0] <= 1
     assert "metrics.png" not in page.all("file") and "losses.png" in page.all("file")
 
