@@ -44,6 +44,9 @@ CHECKPOINT = SNAPSHOT | {
     "rng_cpu": torch.Tensor,
 }
 
+# Not in checkpoints of old: what the last process to train the run was computed with, in words.
+OPTIONAL = {"machine": dict}
+
 # A row of the history; those of a run that is measured have metrics.measure's numbers as well.
 ROW = {
     "epoch": int,
@@ -126,6 +129,8 @@ def load(path, layout):
         rows, counts = content["labels"]["rows"], content["labels"]["counts"]
         if rows.ndim != 2 or counts.shape != rows.shape[:1] or not (counts > 0).any():
             refuse(path, "is not a checkpoint of this program, 'labels' do not fit together")
+    present = {key: kind for key, kind in OPTIONAL.items() if key in content}
+    check_layout(path, content, present)
     for row in content.get("history", []):
         check_layout(path, row, ROW)
     return content
@@ -199,7 +204,7 @@ def take_up(saved, parts, run, path):
             if saved[name].shape != fresh.shape or saved[name].dtype != fresh.dtype:
                 refuse(path, f"does not fit this run, {name!r} has another shape")
             setattr(run, name, saved[name].to(fresh.device))
-        elif name != "settings":
+        elif name not in ("settings", "machine"):  # these are this process's own
             setattr(run, name, saved[name])
     try:
         torch.set_rng_state(saved["rng_cpu"])

@@ -7,19 +7,25 @@ Works while a run is still training, too. Every constant below can be changed he
 command line.
 """
 
+import contextlib
 import sys
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
-import imageio.v3 as imageio
+import jinja2
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from torchvision.utils import make_grid
+from tqdm import tqdm
 
 import checkpoint
 import dataset
+import examination
+import figures
 import files
+import metrics
+import panels
 import settings
 from dcgan import Generator
 from settings import UserError
@@ -32,91 +38,136 @@ IMAGES_DIR = "images"  # the pictures go to IMAGES_DIR/RUN_NAME
 EPOCH = "last"  # to draw from: "last", "best" (the one of the highest coverage) or a number
 SEED = 0  # of the synthetic images and the choice of real ones [0 to 2147483647]
 
+# --- Parts of the report; one that is off is left out of the page and draws no pictures ---
+COLLAGE = True  # "Reel vs Real": real images beside synthetic ones [True, False]
+BLIND_TEST = True  # real and synthetic images mixed, for the reader to tell apart [True, False]
+TRAINING = True  # each epoch, the GIF, the losses [True, False]
+NUMBERS = True  # what the metrics say, over the epochs and of the epoch shown [True, False]
+DIVERSITY = True  # many images, the most alike among them, means and grey levels [True, False]
+COPIES = True  # the images nearest to the training set [True, False]
+LATENT_SPACE = True  # walks between latents [True, False]
+FAILURES = True  # the images furthest from the training set [True, False]
+
 # --- Pictures ---
-SCALE = 3  # screen pixels an image pixel, but for the GIF [1 to 10]
+SCALE = 6  # pixels of a picture an image pixel, but for GIFs; 6 is fine for print [1 to 10]
 COLLAGE_ROWS = 8  # of each half of the collage [1 to 50]
 COLLAGE_COLUMNS = 8  # of each half of the collage [1 to 50]
 GRID_ROWS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
 GRID_COLUMNS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
 PROGRESS_ROWS = 8  # epochs in training_progress.png, spread over the run [1 to 100]
 GIF_SCALE = 2  # screen pixels an image pixel in the GIF [1 to 10]
-GIF_GREYS = 64  # grey levels in the GIF; fewer make a smaller file [2 to 256]
+GIF_GREYS = 64  # grey levels in the GIFs; fewer make smaller files [2 to 256]
 FRAME_MS = 200  # time a frame of the GIF is shown, milliseconds [20 to 60000]
 LAST_FRAME_MS = 3000  # the same for the last frame, milliseconds [20 to 60000]
 
 # --- Synthetic images ---
 N_SYNTHETIC = 1000  # images in synthetic/synthetic.npz [1 to 100000]
+N_EXAMINED = 1000  # the first of them, looked through for doubles, copies, failures [1 to 3000]
 
-# Told apart by colour-blind readers too (Okabe and Ito).
-BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
+# Where files lie is no one's business but the user's.
+LEFT_OUT = {"DATA_DIR", "MODELS_DIR", "IMAGES_DIR", "RUN_NAME", "RESUME", "CHECKPOINT_MINUTES"}
+LEFT_OUT |= {"COLLAPSE"}  # a sentence that train_model.py prints, no setting
 
 
-def main():
+def main(constants):
+    options = SimpleNamespace(**constants)
     folder = checkpoint.find_run(MODELS_DIR, RUN_NAME)
     out = files.run_folder(IMAGES_DIR, folder.name)
+    run = read_run(folder)  # all of it, so that nothing is written for a run that cannot be read
+    set_aside_foreign(out, run.grids)
 
-    # First read everything, so that nothing is written for a run that cannot be read.
+    parts = {
+        "collage": (COLLAGE, panels.collage),
+        "blind_test": (BLIND_TEST, panels.blind_test),
+        "training": (TRAINING, panels.training),
+        "numbers": (NUMBERS, examination.numbers),
+        "diversity": (DIVERSITY, panels.diversity),
+        "copies": (COPIES, examination.copies),
+        "latent_space": (LATENT_SPACE, panels.latent_space),
+        "failures": (FAILURES, examination.failures),
+    }
+    page = {}
+    for name, (wanted, draw) in tqdm(parts.items(), "drawing", unit=" parts", disable=None):
+        if wanted:
+            page[name] = draw(run, out, options)
+    if not run.grids:
+        print("no epoch is finished yet: the grids, the GIF and the losses have to wait")
+    write_synthetic(run, out)
+    write_page(page, run, out / "report.html")
+
+
+def read_run(folder):
+    """Read a run and the images it was trained on, and draw from its generators.
+
+    Returns a namespace: what the report is about in words (name, original, originals, when, about,
+    of_epochs, why, source, held_out_split), the checkpoint (last, trained, history, row), uint8
+    images (N, C, 28, 28) (images, held_out, synthetic, examined, grids), what is nearest to them
+    (near_synthetic, near_held_out) and the generator shown: draw(latents, precision). Raises
+    UserError.
+    """
     last = checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT)
-    trained = last["settings"]
-    name, of_epochs = dataset.title(trained["DATASET"]), f"of {trained['EPOCHS']}"
-    if last["position"] == 0:
-        when = f"epoch {last['epoch']} {of_epochs}"
-    else:
-        when = f"in epoch {last['epoch'] + 1} {of_epochs}, unfinished"
+    trained, history, epoch = last["settings"], last["history"], last["epoch"]
     snapshots = checkpoint.find_snapshots(folder)
+    chosen = checkpoint.choose_epoch(EPOCH, snapshots, history) if EPOCH != "last" else None
+    images, source = load_images(trained, last["fingerprint"])
+
     drawn_from, path = last, folder / "checkpoint.pt"
-    if EPOCH != "last":
-        epoch = checkpoint.choose_epoch(EPOCH, snapshots, last["history"])
-        path, when = snapshots[epoch], f"epoch {epoch} {of_epochs}"
-        drawn_from = checkpoint.load(path, checkpoint.SNAPSHOT)
-    images = load_images(trained, last["fingerprint"])
+    latents = last["fixed_latents"][: GRID_ROWS * GRID_COLUMNS]
+    grids = {}  # epoch: the images drawn from the same latents after that epoch
+    for number, snapshot in tqdm(snapshots.items(), "reading", unit=" epochs", disable=None):
+        saved = checkpoint.load(snapshot, checkpoint.SNAPSHOT)
+        grids[number] = sample(saved, snapshot, latents)
+        if number == chosen:
+            drawn_from, path = saved, snapshot
+
+    of_epochs = f"of {trained['EPOCHS']}"
+    when, why = f"epoch {chosen or epoch} {of_epochs}", "the last one of the run"
+    if chosen:
+        why = "that of the highest coverage" if EPOCH == "best" else "the one that was asked for"
+    elif last["position"] > 0:
+        when = f"in epoch {epoch + 1} {of_epochs}, unfinished"
+        why = "the latest state of the run, in the middle of an epoch"
+    elif epoch == 0:
+        when, why = "before the first step", "nothing is trained yet"
+    finished = chosen or (epoch if last["position"] == 0 else None)
+
     random = torch.Generator().manual_seed(SEED)
-    real = images[torch.randperm(len(images), generator=random)[: COLLAGE_ROWS * COLLAGE_COLUMNS]]
+    order = torch.randperm(len(images), generator=random)
     latents = torch.randn(N_SYNTHETIC, trained["LATENT_DIM"], generator=random)
     synthetic = sample(drawn_from, path, latents)
-    grids = {}  # epoch: the images drawn from the same latents after that epoch
-    for epoch, path in snapshots.items():
-        latents = last["fixed_latents"][: GRID_ROWS * GRID_COLUMNS]
-        grids[epoch] = sample(checkpoint.load(path, checkpoint.SNAPSHOT), path, latents)
-
-    set_aside_foreign(out, grids)
-    heading = f"Reel vs Real: {name}, {when}"
-    original = "phantoms" if trained["DATASET"] == "phantom" else "real"
-    halves = [(original, real), ("synthetic", synthetic[: len(real)])]
-    collage = compose(heading, halves, COLLAGE_COLUMNS, side_by_side=True)
-    write_png(out / "real_vs_synthetic.png", collage)
-
-    frames = []
-    for epoch, grid in grids.items():
-        heading = f"{name}\nsynthetic images, epoch {epoch} {of_epochs}"
-        picture = compose(heading, [("", grid)], GRID_COLUMNS)
-        write_png(out / "epochs" / f"epoch_{epoch:04d}.png", picture, quiet=True)
-        frames.append(compose(heading, [("", grid)], GRID_COLUMNS, scale=GIF_SCALE))
-    if frames:
-        print(f"{out / 'epochs'}: {len(frames)} grids")
-        spread = np.linspace(0, len(grids) - 1, PROGRESS_ROWS).round().astype(int)
-        chosen = np.unique(np.array([*grids])[spread])
-        strips = [(f"epoch {epoch}", grids[epoch][:10]) for epoch in chosen]
-        heading = f"{name}\nsynthetic images from the same ten latents"
-        strips.append((original, real[:10]))
-        write_png(out / "training_progress.png", compose(heading, strips, columns=10))
-        write_gif(out / "training.gif", frames)
-        write_png(out / "losses.png", draw_losses(last["history"], name))
-        if last["floor"]:
-            write_png(out / "metrics.png", draw_metrics(last, name))
-    else:
-        print("no epoch is finished yet: the grids, the GIF and the losses have to wait")
-
-    with files.replacing(out / "synthetic" / "synthetic.npz") as file:
-        np.savez_compressed(file, images=synthetic.permute(0, 2, 3, 1).squeeze(-1).numpy())
-    print(f"{out / 'synthetic' / 'synthetic.npz'}: {len(synthetic)} images")
-    heading = f"{name}\nsynthetic images, {when}"
-    sheet = compose(heading, [("", synthetic[:1000])], columns=40, scale=1)
-    write_png(out / "synthetic" / "contact_sheet.png", sheet)
+    examined = synthetic[:N_EXAMINED]
+    held_out, split = load_held_out(trained, images)
+    name = dataset.title(trained["DATASET"])
+    compared = NUMBERS or COPIES or FAILURES
+    return SimpleNamespace(
+        name=name,
+        original="phantom" if trained["DATASET"] == "phantom" else "real",
+        originals="phantoms" if trained["DATASET"] == "phantom" else "real images",
+        when=when,
+        why=why,
+        about=f"{name}, {when}",
+        of_epochs=of_epochs,
+        last=last,
+        trained=trained,
+        history=history,
+        row=next((row for row in history if row["epoch"] == finished), {}),
+        source=Path(source).name,  # with the path of the file its reader has nothing to do
+        official="MD5 agrees" in source,
+        images=images,
+        order=order,
+        held_out=held_out,
+        held_out_split=split,
+        grids=grids,
+        synthetic=synthetic,
+        examined=examined,
+        near_synthetic=metrics.nearest_image(examined, images) if compared else None,
+        near_held_out=metrics.nearest_image(held_out, images) if compared and split else None,
+        draw=partial(sample, drawn_from, path),
+    )
 
 
 def load_images(trained, fingerprint):
-    """Return the images that a run was trained on. Raises UserError if they are others now."""
+    """Return (images, source): what a run was trained on. Raises UserError if it is no longer."""
     folder = DATA_DIR or trained["DATA_DIR"]
     name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
     images, _, source = dataset.load(name, "train", folder, fraction, seed)
@@ -125,7 +176,23 @@ def load_images(trained, fingerprint):
             f"{source}: these are not the images that the run was trained on. Give the "
             "folder of the right file as --DATA_DIR"
         )
-    return images
+    return images, source
+
+
+def load_held_out(trained, images):
+    """Return (images, split): at most N_EXAMINED of the test or else the validation split.
+
+    (None, "") if neither holds images like the training ones.
+    """
+    path = Path(DATA_DIR or trained["DATA_DIR"]) / f"{trained['DATASET']}.npz"
+    random = torch.Generator().manual_seed(SEED)
+    for split in ("test", "val"):
+        with contextlib.suppress(UserError):
+            held_out, _ = dataset.read_split(path, split, trained["DATASET"])
+            if held_out.shape[1:] == images.shape[1:]:
+                order = torch.randperm(len(held_out), generator=random)
+                return held_out[order[:N_EXAMINED]], split
+    return None, ""
 
 
 def set_aside_foreign(out, grids):
@@ -135,138 +202,67 @@ def set_aside_foreign(out, grids):
         print(f"{out} holds pictures of another run; it is now called {files.set_aside(out)}")
 
 
-def sample(saved, path, latents):
+def sample(saved, path, latents, precision="float32"):
     """Draw one image for each latent with the moving-average generator of a checkpoint.
 
-    latents: (N, latent_dim). Returns uint8 (N, C, 28, 28). Raises UserError if the two do not fit.
+    latents: (N, latent_dim); precision: of the convolutions, "float32" or "bfloat16". Returns uint8
+    (N, C, 28, 28). Raises UserError if the two do not fit.
     """
     generator = Generator(latents.shape[1], saved["channels"]).eval()
     checkpoint.restore(generator, saved["generator_ema"], path)
-    return dataset.draw(generator, latents)
+    generator = generator.to(memory_format=torch.channels_last)  # as in training, to the last bit
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        return dataset.draw(generator, latents)
 
 
-def compose(heading, blocks, columns, side_by_side=False, scale=None):
-    """Draw blocks of tiled images under a heading. Returns uint8 (height, width, 3).
-
-    blocks: list of (caption, uint8 images (N, C, 28, 28)), below each other by default.
-    0 is always black and 255 always white, whatever the images hold.
-    """
-    scale = scale or SCALE
-    tiles = []
-    for caption, images in blocks:
-        grid = make_grid(images, nrow=columns, padding=1, pad_value=255).permute(1, 2, 0).numpy()
-        tiles.append((caption, grid.repeat(scale, axis=0).repeat(scale, axis=1)))
-    line, margin = 26, 16  # pixels
-    top = margin + line * (heading.count("\n") + 1)
-    above = line if any(caption for caption, _ in tiles) else 4
-    widths = [grid.shape[1] for _, grid in tiles]
-    heights = [above + grid.shape[0] for _, grid in tiles]
-    if side_by_side:
-        width, height = sum(widths) + margin * (len(tiles) + 1), top + max(heights) + margin
-    else:
-        width, height = max(widths) + 2 * margin, top + sum(heights) + margin
-    width = max(width, 480)  # room for the heading
-
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
-    figure.text(
-        margin / width, 1 - margin / height, heading, fontsize=12, va="top", linespacing=1.5
-    )
-    x, y = margin, top
-    for (caption, grid), block_width, block_height in zip(tiles, widths, heights, strict=True):
-        figure.text(x / width, 1 - (y + above - 4) / height, caption, fontsize=11, va="bottom")
-        figure.figimage(grid, x - scale, height - y - block_height)  # the rim of the grid is white
-        x, y = (x + block_width + margin, y) if side_by_side else (x, y + block_height)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
-
-
-def draw_losses(history, name):
-    """Plot losses and the discriminator's opinions over epochs. Returns uint8 (H, W, 3)."""
-    figure, (upper, lower) = draw_axes(f"{name}: training, mean of each epoch")
-    plot(upper, history, "loss_discriminator", "discriminator", BLUE)
-    plot(upper, history, "loss_generator", "generator", VERMILION)
-    upper.set_ylabel("loss (nats)")
-    upper.set_ylim(bottom=0)
-    plot(lower, history, "d_real", "D(x), real", BLUE)
-    plot(lower, history, "d_fake", "D(G(z)), synthetic", VERMILION)
-    lower.axhline(0.5, color="grey", linewidth=0.8, linestyle="--", label="cannot tell")
-    lower.set_ylabel("probability of being real,\nas the discriminator sees it")
-    lower.set_ylim(0, 1)
-    return finish(figure)
-
-
-def draw_metrics(last, name):
-    """Plot what was measured, and what real images would reach. Returns uint8 (H, W, 3)."""
-    history, floor, gaussian = last["history"], last["floor"], last["gaussian"]
-    n = f"{floor['n']:,}"
-    title = f"{name}\n{n} synthetic against {n} training images; dashed: {n} other training images"
-    figure, (upper, lower) = draw_axes(title)
-    for key, colour in (("precision", BLUE), ("recall", VERMILION), ("coverage", GREEN)):
-        plot(upper, history, key, key, colour)
-        upper.axhline(floor[key], color=colour, linewidth=0.8, linestyle="--")
-    upper.set_ylabel("share of images")
-    upper.set_ylim(0, 1)
-    plot(lower, history, "frechet", "synthetic", BLUE)
-    lower.axhline(floor["frechet"], color=BLUE, linewidth=0.8, linestyle="--", label="training")
-    lower.axhline(gaussian["frechet"], color="grey", linewidth=0.8, linestyle=":", label="Gaussian")
-    lower.set_ylabel("Frechet distance")
-    lower.set_yscale("log")
-    return finish(figure)
-
-
-def draw_axes(title):
-    """Return a figure and its two axes, one above the other, over the same epochs."""
-    figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
-    axes[0].set_title(title)
-    axes[1].set_xlabel("epoch")
-    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure, axes
-
-
-def plot(axes, history, key, label, colour):
-    marker = "o" if len(history) < 15 else None
-    rows = [row for row in history if key in row]
-    epochs = [row["epoch"] for row in rows]
-    axes.plot(epochs, [row[key] for row in rows], label=label, color=colour, marker=marker)
-
-
-def finish(figure):
-    """Return a figure's pixels, uint8 (H, W, 3)."""
-    for axes in figure.axes:
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        axes.spines[["top", "right"]].set_visible(False)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
-
-
-def write_png(path, picture, quiet=False):
+def write_synthetic(run, out):
+    """Write the synthetic images for use elsewhere, and a sheet that shows the first of them."""
+    path = out / "synthetic" / "synthetic.npz"
     with files.replacing(path) as file:
-        file.write(imageio.imwrite("<bytes>", picture, extension=".png"))
-    if not quiet:
-        print(path)
+        np.savez_compressed(file, images=run.synthetic.permute(0, 2, 3, 1).squeeze(-1).numpy())
+    print(f"{path}: {len(run.synthetic)} images")
+    heading = f"{run.name}\nsynthetic images, {run.when}"
+    sheet = [("", figures.tile(run.synthetic[:1000], columns=40))]
+    path = out / "synthetic" / "contact_sheet.png"
+    figures.write_png(path, figures.compose(heading, sheet, columns=1, scale=1))
 
 
-def write_gif(path, frames):
-    """Write an endless animation that rests on its last frame."""
-    if all((frame == frame[:, :, :1]).all() for frame in frames):
-        step = 255 / (GIF_GREYS - 1)
-        frames = [((frame[:, :, 0] / step).round() * step).astype(np.uint8) for frame in frames]
-    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
-    if len(frames) == 1:  # which imageio hands to Pillow as a picture, and that has one duration
-        durations = LAST_FRAME_MS
-    content = imageio.imwrite("<bytes>", frames, extension=".gif", duration=durations, loop=0)
+def digits(number):
+    """A number as a reader wants it: three digits that tell something, at most four decimals."""
+    size = abs(number)
+    return f"{number:,.0f}" if size >= 100 else f"{number:#.3g}" if size >= 0.1 else f"{number:.4f}"
+
+
+def write_page(page, run, path):
+    """Fill the template: one file with all pictures in it, to be read without a network."""
+    speeds = [row["images_per_second"] for row in run.history if "images_per_second" in row]
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["digits"] = digits
+    template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    content = (
+        environment.from_string(template)
+        .render(
+            page,
+            parts=page.keys(),
+            run=run,
+            info=dataset.INFO.get(run.trained["DATASET"]),
+            settings={k: v for k, v in run.trained.items() if k not in LEFT_OUT},
+            machine=run.last.get("machine", {}),
+            seconds=timedelta(seconds=round(sum(row.get("seconds", 0) for row in run.history))),
+            speed=sum(speeds) / len(speeds) if speeds else None,
+        )
+        .encode()
+    )
     with files.replacing(path) as file:
         file.write(content)
-    print(f"{path}: {len(frames)} frames")
+    print(f"{path}: {len(content) / 1e6:.1f} MB, the page to open in a browser")
 
 
 if __name__ == "__main__":
-    settings.override(globals())
     try:
-        main()
+        main(settings.override(globals()))
     except KeyboardInterrupt:
         print("\ninterrupted; each file is either whole or as it was before")
         sys.exit(130)

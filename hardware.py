@@ -1,5 +1,11 @@
 """Where to compute, and in which number format."""
 
+import os
+import platform
+import re
+from datetime import date
+from pathlib import Path
+
 import torch
 
 from settings import UserError
@@ -19,6 +25,20 @@ def describe(device):
     if device.type == "cuda":
         return f"cuda, {torch.cuda.get_device_name(device)}"
     return f"cpu, {torch.get_num_threads()} threads"
+
+
+def machine(device):
+    """Return where, with what and when a run is trained, {heading: text}, for its report."""
+    cpu = platform.processor() or platform.machine()
+    table = Path("/proc/cpuinfo")  # Linux only, where platform.processor() is often empty
+    if table.exists():
+        cpu = next(iter(re.findall(r"model name\s*: (.+)", table.read_text())), cpu)
+    return {
+        "Hardware": f"{describe(device)}; {cpu}, {os.cpu_count()} virtual cores",
+        "Versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
+        + platform.system(),
+        "Last trained": date.today().isoformat(),
+    }
 
 
 def choose_precision(wanted, device):

@@ -176,12 +176,56 @@ def memorisation(synthetic, train, held_out):
     """
     for images in (synthetic, train, held_out):
         check_images(images)
-    suspects, innocents = nearest_image(synthetic, train), nearest_image(held_out, train)
+    return nearness(nearest_image(synthetic, train)[0], nearest_image(held_out, train)[0])
+
+
+def nearness(suspects, innocents):
+    """Return what `memorisation` does, from distances already known.
+
+    suspects, innocents: d(synthetic) and d(held_out), double (M,), (H,), as `nearest_image` gives.
+    """
     usual = innocents.quantile(0.5)
     if usual == 0:
         raise ValueError("most held-out images are training images: they cannot tell what is usual")
     share = (suspects <= innocents.quantile(0.01)).double().mean()
     return {"ratio": float(suspects.quantile(0.5) / usual), "share": float(share)}
+
+
+def nearest_image(images, train):
+    """Return each image's distance to its nearest training image, and which one that is.
+
+    Formula: min over t in train of |x - t|, in grey levels over all pixels. Shapes: uint8
+    (M, C, 28, 28), (N, ...) -> double (M,), places in train (M,), the first of equals. Range:
+    [0, 255 sqrt(D)]; no direction. Source: ours.
+    """
+    nearest, places = [], []
+    for rows in images.flatten(1).double().split(CHUNK):
+        best = torch.full((len(rows),), torch.inf, dtype=torch.double, device=rows.device)
+        place = torch.zeros_like(best, dtype=torch.long)
+        for start in range(0, len(train), 4 * CHUNK):
+            y = train[start : start + 4 * CHUNK].flatten(1).double()
+            near, where = square_distances(rows, y).min(1)
+            place = torch.where(near < best, start + where, place)
+            best = best.minimum(near)
+        nearest.append(best.sqrt())
+        places.append(place)
+    return torch.cat(nearest), torch.cat(places)
+
+
+def closest_pairs(images, count):
+    """Return the distances within the closest pairs of images, and which images these are.
+
+    Formula: the smallest |x_i - x_j|, i < j, in grey levels over all pixels, ascending. Shapes:
+    uint8 (N, C, 28, 28), N > 1 -> double (P,), places (P, 2), P = count or all N (N - 1) / 2 pairs.
+    Range: [0, 255 sqrt(D)]; no direction, but 0 is one image twice. Memory grows with N^2. Source:
+    ours.
+    """
+    check_images(images)
+    pixels = images.flatten(1).double()
+    first, second = torch.triu_indices(len(images), len(images), offset=1, device=images.device)
+    squares = square_distances(pixels, pixels)[first, second]
+    closest, order = squares.topk(min(count, len(squares)), largest=False)
+    return closest.sqrt(), torch.stack([first, second], 1)[order]
 
 
 def gaussian_reference(images, n, seed=0):
@@ -281,17 +325,9 @@ def inside(centres, points, radii, k):
     return torch.cat([distances(some, points) <= limits for some, limits in rows])
 
 
-def nearest_image(images, train):
-    """The pixel distance of each image to its nearest training image, double (N,)."""
-    nearest = []
-    for rows in images.flatten(1).double().split(CHUNK):
-        best = torch.inf
-        for others in train.flatten(1).split(4 * CHUNK):
-            y = others.double()  # sums of integers are exact in double: here the quick way is safe
-            squares = rows.square().sum(1)[:, None] + y.square().sum(1) - 2 * rows @ y.T
-            best = squares.amin(1).clamp(max=best)
-        nearest.append(best.sqrt())
-    return torch.cat(nearest)
+def square_distances(a, b):
+    """|a_i - b_j|^2 of pixels in double: sums of integers are exact, so the quick way is safe."""
+    return a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
 
 
 def pixel_moments(images):

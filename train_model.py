@@ -103,6 +103,7 @@ def main(constants):
         parts = build(channels, n_labels, device)
         run = SimpleNamespace(  # checkpoint.py says what each of these is
             settings={**constants, "PRECISION": precision},
+            machine=hardware.machine(device),
             channels=channels,
             labels=dataset.tally(labels),
             fingerprint=dataset.fingerprint(images, labels),

@@ -238,6 +238,19 @@ def test_memorisation_of_flat_greys():
     assert found == {"ratio": pytest.approx(10.5 / 30), "share": 0.5}
 
 
+def test_the_nearest_images_of_flat_greys():
+    distances, places = metrics.nearest_image(flat(90, 200, 151), flat(100, 200, 151, 100))
+    assert distances.tolist() == [10 * 28, 0, 0] and places.tolist() == [0, 1, 2]
+
+
+def test_the_closest_pairs_of_flat_greys():
+    distances, pairs = metrics.closest_pairs(flat(10, 100, 13, 200, 101), 3)
+    assert distances.tolist() == [28, 3 * 28, 87 * 28]
+    assert pairs.tolist() == [[1, 4], [0, 2], [1, 2]]
+    assert len(metrics.closest_pairs(flat(10, 100, 13), 9)[0]) == 3, "there are no more"
+    assert metrics.closest_pairs(flat(7, 7), 1)[0] == 0, "one image twice"
+
+
 def test_the_gaussian_reference_has_the_mean_and_covariance_it_was_fitted_to():
     # Two halves of a film that vary together, by 20 and by 10 grey levels.
     images = flat(128).repeat(2000, 1, 1, 1)
@@ -358,6 +371,7 @@ def test_the_size_of_the_chunks_does_not_matter(few, monkeypatch):
             *neighbourhoods(real, synthetic),
             metrics.kernel_distance(real, synthetic),
             *metrics.memorisation(few[:100], few[100:200], few[200:]).values(),
+            *metrics.nearest_image(few[:50], few[50:])[1].tolist(),
         ]
 
     whole = numbers()
@@ -414,6 +428,7 @@ def test_grey_images_in_three_equal_channels_give_what_they_give_in_one(few):
         lambda: metrics.fine_detail(flat(1), flat(1).repeat(1, 3, 1, 1)),
         lambda: metrics.memorisation(flat(1), flat(1), flat()),
         lambda: metrics.memorisation(flat(1), flat(1, 2), flat(1, 2)),
+        lambda: metrics.closest_pairs(flat(), 3),
         lambda: metrics.gaussian_reference(flat(), 3),
     ],
 )

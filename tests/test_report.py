@@ -13,25 +13,31 @@ from PIL import Image
 
 import dataset
 import dcgan
-import generate_report
+import figures
 
 
 def pictures(folder):
     return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*.*"))
 
 
-def assert_whole_report(folder, epochs, n_synthetic, channels=1):
-    assert pictures(folder) == sorted(
-        [f"epochs/epoch_{epoch:04d}.png" for epoch in epochs]
-        + [
-            "losses.png",
-            "metrics.png",
-            "real_vs_synthetic.png",
-            "training.gif",
-            "training_progress.png",
-        ]
-        + ["synthetic/contact_sheet.png", "synthetic/synthetic.npz"]
-    )
+# What most of these tests are not about, and what takes most of the time.
+SHORT = [
+    f"--{part}=False"
+    for part in ("BLIND_TEST", "NUMBERS", "DIVERSITY", "COPIES", "LATENT_SPACE", "FAILURES")
+]
+PICTURES = {"losses.pdf", "losses.png", "real_vs_synthetic.png", "report.html", "training.gif"}
+PICTURES |= {"training_progress.png", "synthetic/contact_sheet.png", "synthetic/synthetic.npz"}
+MORE = {
+    f"{name}.{kind}" for name in ("metrics", "grey_levels", "distances") for kind in ("pdf", "png")
+}
+MORE |= {"blind_test.png", "diversity.png", "most_alike_synthetic.png", "most_alike_real.png"}
+MORE |= {"mean_and_spread.png", "copies.png", "copies_held_out.png", "walks.png"}
+MORE |= {"interpolation.gif", "failures.png", "failures_held_out.png"}
+
+
+def assert_whole_report(folder, epochs, n_synthetic, channels=1, more=frozenset()):
+    expected = PICTURES | more | {f"epochs/epoch_{epoch:04d}.png" for epoch in epochs}
+    assert set(pictures(folder)) == expected
     for name in pictures(folder):
         if name.endswith("png"):
             assert np.ptp(imageio.imread(Path(folder) / name)) == 255, name  # black to white
@@ -56,18 +62,18 @@ def assert_whole_report(folder, epochs, n_synthetic, channels=1):
 def test_a_phantom_run_is_reported(run, small):
     run("train_model.py", *small, "--EPOCHS=3")
     result = run("generate_report.py")
-    assert result.status == 0
+    assert result.status == 0, result.text
     for name in ("real_vs_synthetic.png", "training.gif", "losses.png", "synthetic.npz"):
         assert str(Path("images/phantom")) in result.text and name in result.text
-    images = assert_whole_report("images/phantom", [1, 2, 3], 1000)
+    images = assert_whole_report("images/phantom", [1, 2, 3], 1000, more=MORE)
 
     again = run("generate_report.py", "--IMAGES_DIR=again", "--N_SYNTHETIC=1000")
     assert again.status == 0
     for name in pictures("images/phantom"):
         assert Path("again/phantom", name).read_bytes() == Path("images/phantom", name).read_bytes()
 
-    run("generate_report.py", "--SEED=1", "--N_SYNTHETIC=1200")
-    other = assert_whole_report("images/phantom", [1, 2, 3], 1200)
+    run("generate_report.py", "--SEED=1", "--N_SYNTHETIC=1200", "--IMAGES_DIR=other", *SHORT)
+    other = assert_whole_report("other/phantom", [1, 2, 3], 1200)
     assert not np.array_equal(images, other[:1000])
 
 
@@ -76,7 +82,8 @@ def test_real_pneumoniamnist_is_trained_on_and_reported(run, real_dir, tmp_path,
     data = [f"--DATA_DIR={real_dir}", "--DATASET=pneumoniamnist"]
     result = run("train_model.py", *data, "--EPOCHS=2", "--TRAIN_FRACTION=0.2")
     assert result.status == 0 and "PneumoniaMNIST" in result.text and "942 of" in result.text
-    assert run("generate_report.py").status == 0  # finds the data where the training found it
+    result = run("generate_report.py", *SHORT)  # finds the data where the training found it
+    assert result.status == 0, result.text
     images = assert_whole_report("images/pneumoniamnist", [1, 2], 1000)
     assert images.std(axis=0).mean() > 5  # no two hundred steps, but no collapse either
 
@@ -91,17 +98,17 @@ def test_colour_images_are_trained_on_and_reported(run, tmp_path, monkeypatch):
     Path("data").mkdir()
     np.savez("data/bloodmnist.npz", **arrays)
     assert run("train_model.py", "--DATASET=bloodmnist", "--EPOCHS=2").status == 0
-    assert run("generate_report.py").status == 0
+    assert run("generate_report.py", *SHORT).status == 0
     assert_whole_report("images/bloodmnist", [1, 2], 1000, channels=3)
 
 
 def test_the_run_trained_last_is_reported_unless_another_is_named(run, small):
     for name in ("first", "second"):
         run("train_model.py", *small, "--EPOCHS=1", f"--RUN_NAME={name}")
-    run("generate_report.py")
+    run("generate_report.py", *SHORT)
     assert not Path("images/first").exists()
     assert_whole_report("images/second", [1], 1000)
-    run("generate_report.py", "--RUN_NAME=first")
+    run("generate_report.py", "--RUN_NAME=first", *SHORT)
     assert_whole_report("images/first", [1], 1000)
 
 
@@ -113,7 +120,7 @@ def test_the_synthetic_images_come_from_the_epoch_that_is_asked_for(run, small):
     torch.save(saved, "models/phantom/checkpoint.pt")
     images = {}
     for epoch in ("last", "best", "1", "2", "3"):
-        run("generate_report.py", f"--EPOCH={epoch}", "--N_SYNTHETIC=70")
+        run("generate_report.py", f"--EPOCH={epoch}", "--N_SYNTHETIC=70", *SHORT)
         images[epoch] = assert_whole_report("images/phantom", [1, 2, 3], 70)
     assert np.array_equal(images["best"], images["2"])
     assert np.array_equal(images["last"], images["3"])
@@ -129,7 +136,7 @@ def test_an_unfinished_run_is_reported(run, small, monkeypatch, steps):
     with monkeypatch.context() as patch:
         signal_in_step(steps, signal.SIGINT, patch)
         assert run("train_model.py", *small, "--EPOCHS=9").status == 130
-    result = run("generate_report.py", "--N_SYNTHETIC=10")
+    result = run("generate_report.py", "--N_SYNTHETIC=10", *SHORT)
     assert result.status == 0
     if steps == 1:
         assert "no epoch is finished yet" in result.text
@@ -140,10 +147,10 @@ def test_an_unfinished_run_is_reported(run, small, monkeypatch, steps):
 
 def test_pictures_of_another_run_are_set_aside_and_not_mixed_in(run, small):
     run("train_model.py", *small, "--EPOCHS=2")
-    run("generate_report.py")
+    run("generate_report.py", *SHORT)
     shutil.rmtree("models/phantom")
     run("train_model.py", *small, "--EPOCHS=1")
-    result = run("generate_report.py")
+    result = run("generate_report.py", *SHORT)
     assert "phantom-old-1" in result.text
     assert_whole_report("images/phantom", [1], 1000)
     assert_whole_report("images/phantom-old-1", [1, 2], 1000)
@@ -151,16 +158,18 @@ def test_pictures_of_another_run_are_set_aside_and_not_mixed_in(run, small):
 
 def test_a_picture_shows_the_images_pixel_by_pixel_and_never_stretches_their_greys():
     dull = torch.randint(100, 120, (4, 1, 28, 28), dtype=torch.uint8)
-    picture = generate_report.compose("PneumoniaMNIST, epoch 3", [("real", dull)], 2, scale=2)
-    wanted = dull[0, 0].numpy().repeat(2, axis=0).repeat(2, axis=1)
-    windows = np.lib.stride_tricks.sliding_window_view(picture[:, :, 0], wanted.shape)
-    corner = windows[:, :, 0, 0] == wanted[0, 0]
-    assert any(np.array_equal(windows[y, x], wanted) for y, x in np.argwhere(corner))
+    cells = [("real", figures.tile(dull, 2)), ("synthetic", figures.tile(dull.flip(0), 2))]
+    picture = figures.compose("PneumoniaMNIST, epoch 3", cells, 2, scale=2)
+    for image in dull:
+        wanted = image[0].numpy().repeat(2, axis=0).repeat(2, axis=1)
+        windows = np.lib.stride_tricks.sliding_window_view(picture[:, :, 0], wanted.shape)
+        corners = np.argwhere(windows[:, :, 0, 0] == wanted[0, 0])
+        assert sum(np.array_equal(windows[y, x], wanted) for y, x in corners) == 2
 
 
 def test_the_synthetic_images_are_those_of_the_checkpoint(run, small):
     run("train_model.py", *small, "--EPOCHS=1")
-    run("generate_report.py", "--N_SYNTHETIC=600")
+    run("generate_report.py", "--N_SYNTHETIC=600", *SHORT)
     with np.load("images/phantom/synthetic/synthetic.npz") as arrays:
         images = arrays["images"]
     snapshot = torch.load("models/phantom/generator_epoch_0001.pt", weights_only=True)

@@ -1,0 +1,265 @@
+"""Draw images and curves in one style: as files for paper and slides, and for the page.
+
+Images are uint8, and 0 is always black and 255 always white, whatever they hold. A picture of tiles
+is written with its heading at SCALE screen pixels an image pixel; the page gets the bare pixels,
+which the browser enlarges, so that they stay crisp. Curves are written as PNG and as PDF; the page
+gets them as SVG, in colours for a light and for a dark screen. Paths are printed by tqdm.write,
+which leaves a progress bar whole.
+"""
+
+import base64
+import io
+
+import imageio.v3 as imageio
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+import files
+
+GAP = 1  # image pixels between tiles
+DPI = 300  # of curves in PNG files, and as stated in pictures of tiles
+PAGE_WIDTH, PHONE_WIDTH, PAPER_WIDTH = 950, 350, 640  # CSS pixels that the page has for pictures
+CURVE_WIDTH = 5.6  # inches; in a text column of a paper the letters are still legible
+
+INK, BLUE, VERMILION, GREEN = "#1d2127", "#0072b2", "#d55e00", "#009e73"
+# On a dark screen; the colours are told apart by colour-blind readers too (Okabe and Ito).
+DARK = {INK: "#d7dade", BLUE: "#56b4e9", VERMILION: "#f0864a", GREEN: "#2fc79b"}
+STYLE = {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, VERMILION, GREEN]),  # C0, C1, C2 below
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "axes.titlelocation": "left",
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # TrueType, which journals ask for
+    "svg.hashsalt": "",  # the same names in each SVG: equal reports are equal files
+}
+
+
+def tile(images, columns):
+    """Lay images (N, C, 28, 28) out in rows. Returns uint8 RGBA (H, W, 4), gaps transparent."""
+    colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    seen = torch.full_like(colour[:, :1], 255)
+    grid = make_grid(torch.cat([colour, seen], 1), nrow=columns, padding=GAP, pad_value=0)
+    grid = grid.permute(1, 2, 0).numpy()
+    return grid[GAP:-GAP, GAP:-GAP] if len(images) > 1 else grid  # make_grid gives one no rim
+
+
+def compose(heading, cells, columns, scale, below=False):
+    """Draw captioned pictures in rows under a heading. Returns uint8 (height, width, 3).
+
+    cells: list of (caption, what `tile` returned), all pictures of one size. The captions stand
+    above the pictures, or below.
+    """
+    unit = max(1.0, scale / 3)  # letters grow with the pictures
+    line, margin = round(26 * unit), round(16 * unit)  # pixels
+    height, width = (scale * side for side in cells[0][1].shape[:2])
+    lines = max(text.count("\n") + 1 if text else 0 for text, _ in cells)
+    caption = line * lines
+    top = margin + line * (heading.count("\n") + 1)
+    rows = -(-len(cells) // columns)
+    columns = min(columns, len(cells))
+    total_height = top + rows * (height + caption + margin // 2) + margin // 2
+    total_width = max(columns * (width + margin) + margin, round(480 * unit))  # for the heading
+
+    dpi = 100 * unit
+    figure = Figure((total_width / dpi, total_height / dpi), dpi=dpi, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    corner = (margin / total_width, 1 - margin / total_height)
+    figure.text(*corner, heading, fontsize=12, va="top", linespacing=1.5)
+    places = []
+    for number, (text, _) in enumerate(cells):
+        x = margin + number % columns * (width + margin)
+        y = top + number // columns * (height + caption + margin // 2)  # from above
+        text_y = y + (height + 2 * unit if below else caption - 4 * unit)
+        place = (x / total_width, 1 - text_y / total_height)
+        figure.text(*place, text, fontsize=11, va="top" if below else "bottom")
+        places.append((x, y if below else y + caption))
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    for (x, y), (_, picture) in zip(places, cells, strict=True):
+        enlarged = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+        region = drawn[y : y + len(enlarged), x : x + enlarged.shape[1]]
+        np.copyto(region, enlarged[:, :, :3], where=enlarged[:, :, 3:] > 0)
+    return drawn
+
+
+def save_tiles(path, heading, cells, columns, scale, alt, below=False):
+    """Write a picture of tiles, print it and return what the page needs to show it.
+
+    heading, cells, columns, scale, below: as for `compose`; alt: the picture in words.
+    """
+    write_png(path, compose(heading, cells, columns, scale, below))
+    height, width = cells[0][1].shape[:2]
+    pixels = [(caption, embed(page_png(picture), "png")) for caption, picture in cells]
+    zooms = {
+        "wide": min(5, max(1, PAGE_WIDTH // (columns * (width + 3)))),
+        "phone": min(3.0, max(1.0, 2 * PHONE_WIDTH // width / 2)),  # phones have half pixels
+        "paper": min(3.0, PAPER_WIDTH / (columns * (width + 8))),
+    }
+    return {"file": path.name, "cells": pixels, "width": width, "height": height} | {
+        "columns": columns,
+        "zooms": zooms,
+        "below": below,
+        "alt": alt,
+    }
+
+
+def save_curves(path, draw, alt):
+    """Write a figure as PNG and PDF, and return what the page needs to show it.
+
+    path: without a suffix; draw: a function without arguments that returns a Figure; alt: the
+    figure in words.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = draw()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it is laid out now; once is enough for all formats
+        for suffix, date in ((".png", {}), (".pdf", {"CreationDate": None})):
+            with files.replacing(path.with_suffix(suffix)) as file:
+                figure.savefig(file, format=suffix[1:], dpi=DPI, facecolor="white", metadata=date)
+        memory = io.BytesIO()
+        figure.savefig(memory, format="svg", transparent=True, metadata={"Date": None})
+    light = dark = memory.getvalue()
+    for colour, on_dark in DARK.items():
+        dark = dark.replace(colour.encode(), on_dark.encode())
+    tqdm.write(str(path.with_suffix(".png")))
+    images = {"light": embed(light, "svg+xml"), "dark": embed(dark, "svg+xml")}
+    return {"file": f"{path.name}.png", "alt": alt} | images
+
+
+def plot(axes, history, key, label, colour):
+    """Draw one column of the history over its epochs."""
+    rows = [row for row in history if key in row]
+    marker = "o" if len(rows) < 15 else None
+    epochs = [row["epoch"] for row in rows]
+    axes.plot(epochs, [row[key] for row in rows], label=label, color=colour, marker=marker)
+
+
+def over_epochs(title):
+    """Return a figure and its two axes, one above the other, over the same epochs."""
+    figure = Figure((CURVE_WIDTH, 5.2))
+    axes = figure.subplots(2, 1, sharex=True)
+    axes[0].set_title(title, pad=24)  # room for the legend below it
+    axes[1].set_xlabel("epoch")
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    return figure, axes
+
+
+def histogram(title, sets, bins, xlabel, ylabel):
+    """Return a figure that compares how numbers are distributed.
+
+    sets: {label: numbers (N,)}; bins: the edges. The height is the percentage in a bin.
+    """
+    figure = Figure((CURVE_WIDTH, 3))
+    axes = figure.subplots()
+    axes.set_title(title, pad=24)
+    for number, (label, values) in enumerate(sets.items()):
+        counts, _ = np.histogram(values, bins)
+        percent = 100 * counts / len(values)
+        axes.stairs(percent, bins, label=label, color=f"C{number}", linewidth=1.5)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(bins[0], bins[-1]))
+    axes.set_ylim(bottom=0)
+    legend(axes)
+    return figure
+
+
+def legend(axes):
+    """Put the legend in one row above the axes, where no curve runs."""
+    handles = axes.get_legend_handles_labels()[0]
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 0.98),
+        ncols=len(handles),
+        handlelength=1.5,
+        columnspacing=1.2,
+    )
+
+
+def write_png(path, picture, quiet=False):
+    grey = (picture == picture[:, :, :1]).all()
+    image = Image.fromarray(picture[:, :, 0] if grey else picture)
+    with files.replacing(path) as file:
+        image.save(file, format="png", dpi=(DPI, DPI))
+    if not quiet:
+        tqdm.write(str(path))
+
+
+def write_gif(path, frames, greys, durations):
+    """Write an endless animation. frames: uint8 (H, W, 3); durations: ms, for each frame."""
+    with files.replacing(path) as file:
+        file.write(gif(frames, greys, durations))
+    tqdm.write(f"{path}: {len(frames)} frames")
+
+
+def gif(frames, greys, durations):
+    """Return the bytes of an endless animation, grey frames in as many levels as wanted."""
+    if all((frame == frame[:, :, :1]).all() for frame in frames):
+        step = 255 / (greys - 1)
+        frames = [((frame[:, :, 0] / step).round() * step).astype(np.uint8) for frame in frames]
+    if len(frames) == 1:  # which imageio hands to Pillow as a picture, and that has one duration
+        durations = durations[0]
+    return imageio.imwrite("<bytes>", frames, extension=".gif", duration=durations, loop=0)
+
+
+def film(pictures, captions):
+    """Return frames for the page: pictures on black, as films are, a line of text below them.
+
+    pictures: what `tile` returned, of one size. No enlargement: the browser does that.
+    """
+    frames = []
+    for picture, caption in zip(pictures, captions, strict=True):
+        height, width = picture.shape[:2]
+        frame = Image.new("RGB", (width, height + (12 if caption else 0)))
+        frame.paste(Image.fromarray(picture[:, :, :3]))  # transparent gaps are black below
+        if caption:
+            draw = ImageDraw.Draw(frame)
+            draw.fontmode = "1"  # no grey rims: the browser enlarges the letters too
+            draw.text((1, height), caption, fill="white")
+        frames.append(np.asarray(frame))
+    return frames
+
+
+def animation(path, frames, greys, durations, alt):
+    """Return what the page needs to show an animation.
+
+    Its last frame comes with it, for readers whose system asks for reduced motion.
+    """
+    height, width = frames[0].shape[:2]
+    still = embed(page_png(np.dstack([frames[-1], np.full_like(frames[-1][:, :, 0], 255)])), "png")
+    return {
+        "file": path.name,
+        "uri": embed(gif(frames, greys, durations), "gif"),
+        "still": still,
+        "width": width,
+        "height": height,
+        "zooms": {
+            "wide": min(4, max(1, 700 // width)),
+            "phone": 2 * PHONE_WIDTH // width / 2,
+            "paper": 2,
+        },
+        "alt": alt,
+    }
+
+
+def page_png(picture):
+    """The bytes of a picture (H, W, 4), without colours where it has none."""
+    grey = (picture[:, :, :3] == picture[:, :, :1]).all()
+    memory = io.BytesIO()
+    Image.fromarray(picture).convert("LA" if grey else "RGBA").save(memory, "png", optimize=True)
+    return memory.getvalue()
+
+
+def embed(content, kind):
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
