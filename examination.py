@@ -6,9 +6,12 @@ The public functions take and return what those in panels.py do.
 import numpy as np
 import torch
 
+import dataset
 import figures
 import metrics
 from panels import EXAMPLES, per_pixel
+
+LABEL_IMAGES = 1000  # drawn of each label
 
 # key: (name, what is better, what it tells)
 METRICS = {
@@ -50,6 +53,32 @@ METRICS = {
 }
 
 
+def by_label(run, out, options):
+    """Images of each label from the same latents, real ones below, and how well they cover them."""
+    random = torch.Generator().manual_seed(options.SEED)
+    latents = torch.randn(LABEL_IMAGES, run.trained["LATENT_DIM"], generator=random)
+    seed, images = run.trained["SEED"], run.images
+    varied = len(images) >= 40 and not (images == images[0]).all()
+    reference = metrics.prepare(images, images[run.order[:LABEL_IMAGES]], seed) if varied else None
+    cells, table = [], {}
+    for label, vector in dataset.single_labels(run.trained["DATASET"], run.last["labels"]).items():
+        synthetic = run.draw(latents, vector.float().expand(len(latents), -1))
+        real = images[run.order][dataset.having(run.labels[run.order], vector)]
+        few = torch.full_like(synthetic[:EXAMPLES], 255)  # white where there are no more real ones
+        few[: len(real)] = real[:EXAMPLES]
+        cells.append((f"{label}, synthetic", figures.tile(synthetic[:EXAMPLES], EXAMPLES)))
+        cells.append((f"{label}, {run.original}", figures.tile(few, EXAMPLES)))
+        of_label = {"training": len(real)}
+        if reference:
+            of_label |= metrics.coverage_of_label(reference, real, synthetic, seed)
+        table[label] = of_label
+    heading = f"{run.name}, {run.when}\neach label from the same latents, one a column"
+    alt = f"synthetic images of each label, and {run.originals} with it, {run.about}"
+    path = out / "labels.png"
+    picture = figures.save_tiles(path, heading, cells, 2, options.SCALE, alt)
+    return {"picture": picture, "table": table, "k": metrics.K}
+
+
 def numbers(run, out, options):
     """What was measured over the epochs, and all metrics for the epoch that is shown."""
     page = {"metrics": METRICS, "k": metrics.K}
@@ -82,8 +111,9 @@ def measure(run):
     real, reference = images[order[:n]], metrics.prepare(images, images[order[:n]], seed)
     random = torch.Generator().manual_seed(seed)
     latents = torch.randn(n, trained["LATENT_DIM"], generator=random)
+    labels = dataset.draw_labels(run.last["labels"], n, random)
     sets = {
-        "synthetic": run.draw(latents, trained["PRECISION"]),
+        "synthetic": run.draw(latents, labels, trained["PRECISION"]),
         "floor": images[order[n : 2 * n]],
         "gaussian": metrics.gaussian_reference(images, n, seed),
     }

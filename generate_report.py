@@ -42,6 +42,7 @@ SEED = 0  # of the synthetic images and the choice of real ones [0 to 2147483647
 COLLAGE = True  # "Reel vs Real": real images beside synthetic ones [True, False]
 BLIND_TEST = True  # real and synthetic images mixed, for the reader to tell apart [True, False]
 TRAINING = True  # each epoch, the GIF, the losses [True, False]
+BY_LABEL = True  # images of each label, if the run has learned labels [True, False]
 NUMBERS = True  # what the metrics say, over the epochs and of the epoch shown [True, False]
 DIVERSITY = True  # many images, the most alike among them, means and grey levels [True, False]
 COPIES = True  # the images nearest to the training set [True, False]
@@ -80,6 +81,7 @@ def main(constants):
         "collage": (COLLAGE, panels.collage),
         "blind_test": (BLIND_TEST, panels.blind_test),
         "training": (TRAINING, panels.training),
+        "by_label": (BY_LABEL and run.last["labels"], examination.by_label),
         "numbers": (NUMBERS, examination.numbers),
         "diversity": (DIVERSITY, panels.diversity),
         "copies": (COPIES, examination.copies),
@@ -101,15 +103,15 @@ def read_run(folder):
 
     Returns a namespace: what the report is about in words (name, original, originals, when, about,
     of_epochs, why, source, held_out_split), the checkpoint (last, trained, history, row), uint8
-    images (N, C, 28, 28) (images, held_out, synthetic, examined, grids), what is nearest to them
-    (near_synthetic, near_held_out) and the generator shown: draw(latents, precision). Raises
-    UserError.
+    images (N, C, 28, 28) (images, held_out, synthetic, examined, grids), the training images'
+    label vectors (labels), what is nearest to them (near_synthetic, near_held_out) and the
+    generator shown: draw(latents, labels, precision). Raises UserError.
     """
     last = checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT)
     trained, history, epoch = last["settings"], last["history"], last["epoch"]
     snapshots = checkpoint.find_snapshots(folder)
     chosen = checkpoint.choose_epoch(EPOCH, snapshots, history) if EPOCH != "last" else None
-    images, source = load_images(trained, last["fingerprint"])
+    images, labels, source = load_images(trained, last["fingerprint"])
 
     drawn_from, path = last, folder / "checkpoint.pt"
     latents = last["fixed_latents"][: GRID_ROWS * GRID_COLUMNS]
@@ -154,6 +156,7 @@ def read_run(folder):
         source=Path(source).name,  # with the path of the file its reader has nothing to do
         official="MD5 agrees" in source,
         images=images,
+        labels=labels,
         order=order,
         held_out=held_out,
         held_out_split=split,
@@ -167,16 +170,20 @@ def read_run(folder):
 
 
 def load_images(trained, fingerprint):
-    """Return (images, source): what a run was trained on. Raises UserError if it is no longer."""
+    """Return (images, label vectors or None, source): what a run was trained on.
+
+    Raises UserError if it is no longer there.
+    """
     folder = DATA_DIR or trained["DATA_DIR"]
     name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
-    images, _, source = dataset.load(name, "train", folder, fraction, seed)
-    if dataset.fingerprint(images) != fingerprint:
+    images, labels, source = dataset.load(name, "train", folder, fraction, seed)
+    labels = dataset.label_vectors(name, labels) if trained.get("CONDITIONAL") else None
+    if dataset.fingerprint(images, labels) != fingerprint:
         raise UserError(
             f"{source}: these are not the images that the run was trained on. Give the "
             "folder of the right file as --DATA_DIR"
         )
-    return images, source
+    return images, labels, source
 
 
 def load_held_out(trained, images):
@@ -202,17 +209,21 @@ def set_aside_foreign(out, grids):
         print(f"{out} holds pictures of another run; it is now called {files.set_aside(out)}")
 
 
-def sample(saved, path, latents, precision="float32"):
+def sample(saved, path, latents, labels=None, precision="float32"):
     """Draw one image for each latent with the moving-average generator of a checkpoint.
 
-    latents: (N, latent_dim); precision: of the convolutions, "float32" or "bfloat16". Returns uint8
-    (N, C, 28, 28). Raises UserError if the two do not fit.
+    latents: (N, latent_dim); labels: float (N, K), if the run has learned labels, by default as
+    frequent as in the training set; precision: of the convolutions, "float32" or "bfloat16".
+    Returns uint8 (N, C, 28, 28). Raises UserError if the checkpoint does not fit.
     """
-    generator = Generator(latents.shape[1], saved["channels"]).eval()
+    if labels is None:
+        random = torch.Generator().manual_seed(SEED)
+        labels = dataset.draw_labels(saved["labels"], len(latents), random)
+    generator = Generator(latents.shape[1], saved["channels"], labels.shape[1]).eval()
     checkpoint.restore(generator, saved["generator_ema"], path)
     generator = generator.to(memory_format=torch.channels_last)  # as in training, to the last bit
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-        return dataset.draw(generator, latents)
+        return dataset.draw(generator, latents, labels)
 
 
 def write_synthetic(run, out):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import dataset
 import figures
 import metrics
 
@@ -206,6 +207,11 @@ def slerp(a, b, t):
     return direction * ((1 - t) * length_a + t * length_b)
 
 
+def one_label_each(run, n, random):
+    """Label vectors to keep while the latents change; empty if the run has learned none."""
+    return dataset.draw_labels(run.last["labels"], n, random)
+
+
 def latent_space(run, out, options):
     """Walks from one latent to another, and an endless tour through a few."""
     random = torch.Generator().manual_seed(options.SEED)
@@ -213,7 +219,8 @@ def latent_space(run, out, options):
     ends = torch.randn(2, WALKS, width, generator=random)
     steps = torch.linspace(0, 1, WALK_STEPS).tolist()
     walks = torch.stack([slerp(*ends, t) for t in steps], 1).flatten(0, 1)
-    cells = [("", figures.tile(run.draw(walks), WALK_STEPS))]
+    drawn = run.draw(walks, one_label_each(run, WALKS, random).repeat_interleave(WALK_STEPS, 0))
+    cells = [("", figures.tile(drawn, WALK_STEPS))]
     heading = f"{run.name}, {run.when}\neach row: a walk from one latent to another"
     alt = f"{WALKS} rows of synthetic images, each changing gradually into another, {run.about}"
     walks = figures.save_tiles(out / "walks.png", heading, cells, 1, options.SCALE, alt)
@@ -224,8 +231,8 @@ def latent_space(run, out, options):
         for i in range(LOOP_STOPS)
         for step in range(LOOP_STEPS)
     ]
-    drawn = run.draw(torch.cat(path)).split(LOOP_TILES)
-    pictures = [figures.tile(images, LOOP_TILES // 2) for images in drawn]
+    drawn = run.draw(torch.cat(path), one_label_each(run, LOOP_TILES, random).repeat(len(path), 1))
+    pictures = [figures.tile(images, LOOP_TILES // 2) for images in drawn.split(LOOP_TILES)]
     heading = f"{run.name}, {run.when}\na tour through {LOOP_STOPS} latents and back"
     scale, greys, durations = 2 * options.GIF_SCALE, options.GIF_GREYS, [LOOP_MS] * len(path)
     frames = [figures.compose(heading, [("", picture)], 1, scale) for picture in pictures]

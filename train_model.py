@@ -41,7 +41,6 @@ EPOCHS = 50  # passes over the training images; raise it to train a finished run
 BATCH_SIZE = 64  # images a step [2 to 65536]
 LATENT_DIM = 100  # length of the latent vector z [1 to 10000]
 LEARNING_RATE = 1e-4  # step size of Adam, both networks [1e-8 to 1.0]
-REAL_TARGET = 0.9  # what the discriminator is to answer for real images [0.5 to 1.0]
 BETA1 = 0.5  # Adam's decay of the gradient's mean [0.0 to 0.999]
 EMA_HALF_LIFE = 10000  # of a weight in the moving average, in images [0 to 1000000000]
 SEED = 0  # of the weights, the latents and the order of the images [0 to 2147483647]
@@ -301,10 +300,8 @@ def train_step(real, parts, precision, labels=None):
 
     real: (B, C, 28, 28) in [-1, 1]; labels: float (B, K), theirs, if the networks learn them. The
     discriminator, the detective, minimises -log D(x) - log(1 - D(G(z))); the generator, the
-    forger, -log D(G(z)), the non-saturating loss (Goodfellow et al. 2014, section 3). Real images
-    count as REAL_TARGET real, so that the detective never becomes too sure for the forger to learn
-    from (one-sided label smoothing, Salimans et al. 2016, section 3.4). The fakes are drawn for the
-    labels of the real images, so that findings that go together stay together.
+    forger, -log D(G(z)), the non-saturating loss (Goodfellow et al. 2014, section 3). The fakes
+    are drawn for the labels of the real images, so that findings that go together stay together.
     """
     generator, discriminator = parts["generator"], parts["discriminator"]
     real = real.contiguous(memory_format=torch.channels_last)
@@ -314,9 +311,9 @@ def train_step(real, parts, precision, labels=None):
         fake = generator(latents, labels)
         logits_real = discriminator(real, labels).float()
         logits_fake = discriminator(fake.detach(), labels).float()
-    target_real = torch.full_like(logits_real, REAL_TARGET)
-    loss_d = F.binary_cross_entropy_with_logits(logits_real, target_real)
-    loss_d = loss_d + F.binary_cross_entropy_with_logits(logits_fake, torch.zeros_like(logits_fake))
+    ones, zeros = torch.ones_like(logits_real), torch.zeros_like(logits_fake)
+    loss_d = F.binary_cross_entropy_with_logits(logits_real, ones)
+    loss_d = loss_d + F.binary_cross_entropy_with_logits(logits_fake, zeros)
     parts["optimizer_d"].zero_grad()
     loss_d.backward()
     parts["optimizer_d"].step()
@@ -324,7 +321,7 @@ def train_step(real, parts, precision, labels=None):
     discriminator.requires_grad_(False)  # its own gradients would be a third of the work, unused
     with number_format(real.device, precision):
         logits = discriminator(fake, labels).float()
-    loss_g = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+    loss_g = F.binary_cross_entropy_with_logits(logits, ones)
     parts["optimizer_g"].zero_grad()
     loss_g.backward()
     parts["optimizer_g"].step()
