@@ -569,7 +569,7 @@ def test_other_settings_than_those_of_the_run_are_refused(refused, trained):
         ("train_model.py", 'RUN_NAME = ""', "RUN_NAME = 2024", "RUN_NAME=2024"),
         ("train_model.py", 'MODELS_DIR = "models"', "MODELS_DIR = None", "MODELS_DIR=None"),
         ("generate_report.py", "N_SYNTHETIC = 1000", "N_SYNTHETIC = 0", "N_SYNTHETIC=0"),
-        ("generate_report.py", "SCALE = 3", "SCALE = -3", "SCALE=-3"),
+        ("generate_report.py", "SCALE = 6", "SCALE = -3", "SCALE=-3"),
     ],
 )
 def test_a_wrong_value_in_the_script_itself_is_refused(
