@@ -238,6 +238,7 @@ def test_the_epoch_that_is_asked_for_draws_the_images(run, trained, models_dir):
 
 
 def test_an_interrupted_export_leaves_nothing(run, trained, monkeypatch):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background have none
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         for form in ("npz", "png"):
             with monkeypatch.context() as patch:
