@@ -73,7 +73,7 @@ def by_label(run, out, options):
             of_label |= metrics.coverage_of_label(reference, real, synthetic, seed)
         table[label] = of_label
     heading = f"{run.name}, {run.when}\neach label from the same latents, one a column"
-    alt = f"synthetic images of each label, and {run.originals} with it, {run.about}"
+    alt = f"for each label a row of synthetic images, and one of {run.originals}, {run.about}"
     path = out / "labels.png"
     picture = figures.save_tiles(path, heading, cells, 2, options.SCALE, alt)
     return {"picture": picture, "table": table, "k": metrics.K}

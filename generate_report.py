@@ -258,7 +258,7 @@ def write_page(page, run, path):
             page,
             parts=page.keys(),
             run=run,
-            info=dataset.INFO.get(run.trained["DATASET"]),
+            info=dataset.INFO[run.trained["DATASET"]],
             settings={k: v for k, v in run.trained.items() if k not in LEFT_OUT},
             machine=run.last.get("machine", {}),
             seconds=timedelta(seconds=round(sum(row.get("seconds", 0) for row in run.history))),

@@ -33,11 +33,16 @@ def benchmark(tmp_path, monkeypatch):
     return run_benchmark
 
 
-def test_recipes_are_compared_on_equal_time(benchmark, phantom_dir):
+@pytest.fixture
+def few_phantoms(benchmark, phantom_dir):
+    """256 phantoms of each split in the folder in which the benchmark runs."""
     with np.load(phantom_dir / "phantom.npz") as arrays:
         few = {name: array[:256] for name, array in arrays.items()}
     Path("data").mkdir()
     np.savez("data/phantom.npz", **few)
+
+
+def test_recipes_are_compared_on_equal_time(benchmark, few_phantoms):
     wanted = ["--DATASET=phantom", f"--RECIPES={','.join(RECIPES)}", "--N_IMAGES=64"]
     result = benchmark("compare.py", *wanted, "--MINUTES=0.02", "--TURN_SECONDS=0.6")
     assert result.returncode == 0, result.stderr
@@ -121,3 +126,26 @@ def test_scaling_tells_what_a_number_of_images_costs(benchmark):
     assert float(row["s an epoch"]) > 0
     assert 100 < float(row["peak memory, MB"].replace(",", "")) < 100_000
     assert list(Path().iterdir()) == []  # nothing is left behind
+
+
+def test_variants_are_trained_once_and_compared(benchmark, few_phantoms):
+    wanted = ["--DATASET=phantom", "--EPOCHS=1", "--SEEDS=1", "--N_IMAGES=64"]
+    names = ["as shipped", "generator deeper"]
+    wanted.append(f"--VARIANTS={', '.join(names)}")
+    result = benchmark("ablations.py", *wanted)
+    assert result.returncode == 0, result.stderr
+    out = Path("images/benchmarks/ablations")
+    with open(out / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["variant"] for row in rows] == names
+    assert rows[0]["frechet"] != rows[1]["frechet"]
+    for row in rows:
+        assert f"\n| {row['variant']} | {float(row['precision']):.2f} |" in result.stdout
+
+    trained = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint.pt")}
+    again = benchmark("ablations.py", *wanted)
+    assert again.stdout == result.stdout and len(trained) == 2
+    assert all(path.stat().st_mtime_ns == time for path, time in trained.items())
+
+    refused = benchmark("ablations.py", "--VARIANTS=bigger")
+    assert refused.returncode == 1 and "legal are as shipped, " in refused.stderr

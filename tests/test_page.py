@@ -22,6 +22,7 @@ import dataset
 import examination
 import metrics
 import panels
+import phantom
 
 SECTIONS = ["about", "collage", "blind_test", "training", "numbers", "diversity", "copies"]
 SECTIONS += ["latent_space", "failures"]
@@ -293,6 +294,26 @@ def test_a_run_without_measurements_or_history_gets_a_page_without_their_curves(
     page = Page("images/phantom/report.html")
     assert "holds no history" in page.text
     assert "training.gif" in page.all("file") and "losses.png" not in page.all("file")
+
+
+def test_a_conditional_run_shows_each_label_beside_phantoms_that_have_it(run, small):
+    run("train_model.py", *small, "--EPOCHS=1", "--CONDITIONAL=True")
+    assert run("generate_report.py").status == 0
+    page = Page("images/phantom/report.html")
+    assert [section["id"] for section in page.all("section")][4] == "by_label"
+    rows = re.findall(r'"label-.*<b>(.*?)</b></th><td>(\d+)</td>', page.html)
+    folder = small[1].split("=")[1]
+    images, labels, _ = dataset.load("phantom", folder=folder, fraction=0.02)
+    has = {name: column.sum() for name, column in zip(phantom.LABELS, labels.T, strict=True)}
+    assert dict(rows) == {
+        **{name: str(int(n)) for name, n in has.items()},
+        dataset.NO_FINDING: str(int((labels == 0).all(1).sum())),
+    }
+    assert len(page.pictures("for each label")) == 2 * len(rows)
+
+    # The numbers over all labels are drawn as in training, so they are those of the log.
+    with open("models/phantom/log.csv", newline="") as file:
+        assert page.values["coverage"][0] == float([*csv.DictReader(file)][-1]["coverage"])
 
 
 @pytest.mark.parametrize("step", [1, 4])  # in the first and in the second epoch
