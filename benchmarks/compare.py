@@ -284,7 +284,8 @@ def machine(device):
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    packages = [name for name in ("torch", "numpy", "tensorflow") if importlib.util.find_spec(name)]
+    names = ("torch", "torchvision", "medmnist", "numpy", "tensorflow")
+    packages = [name for name in names if importlib.util.find_spec(name)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     python = f"Python {platform.python_version()}, {platform.system()}"
     return f"{hardware.describe(device)}, {cpu}; {python}, {versions}"

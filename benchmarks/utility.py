@@ -20,7 +20,6 @@ import csv
 import hashlib
 import io
 import json
-import platform
 import shlex
 import statistics
 import sys
@@ -34,6 +33,8 @@ import torchvision
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import compare
+
 import checkpoint
 import dataset
 import files
@@ -119,7 +120,8 @@ def main(constants):
             print(f"N {n}, {condition}, seed {seed}: AUC {auc:.3f}, {seconds:.0f} s")
         print_results(results, sizes, len(test[0]))
         print_images(train, test, sizes, precision, out)
-        print(f"\n{machine(precision)}.\n\n    python {shlex.join(sys.argv)}")
+        print(f"\n{compare.machine(torch.device('cpu'))}, {precision}.\n")
+        print(f"    python {shlex.join(sys.argv)}")
 
 
 def keep_settings(out, constants):
@@ -432,17 +434,6 @@ def print_images(train, test, sizes, precision, out):
         learned = choose(*train, size, 0)[0]
         near = metrics.memorisation(sets[f"synthetic, N {size:,}"][0], learned, test[0])
         print(f"- N {size:,}: {near['ratio']:.2f}")
-
-
-def machine(precision):
-    """Name the hardware and the versions in one line."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
-    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
-    versions += f", medmnist {medmnist.__version__}"
-    return f"{torch.get_num_threads()} threads, {cpu}, {precision}; {versions}"
 
 
 if __name__ == "__main__":
