@@ -170,7 +170,8 @@ def train_apart(name, seed):
         if done.returncode:
             raise UserError(f"{name}, seed {seed}, failed with status {done.returncode}: see {log}")
     row = json.loads(result.read_text())
-    print(f"{name}, seed {seed}: " + ", ".join(f"{key} {row[key]:.3g}" for key in NUMBERS))
+    numbers = ", ".join(f"{key} {row[key]:.3g}" for key in NUMBERS)
+    print(f"{name}, seed {seed}: {numbers}\n", end="")  # in one piece, whoever else prints
     return row
 
 

@@ -254,27 +254,30 @@ def write_csv(path, rows):
 
 def draw(out, rows, floor, last, title):
     """Draw coverage and Frechet distance over training time, and images of the last turn."""
-    import generate_report as report
+    import figures
 
-    heading = f"{title}: {len(next(iter(last.values()))):,} synthetic and as many real images"
-    figure, axes = report.draw_axes(heading)
-    colours = dict(zip(TITLES, (report.BLUE, report.VERMILION, report.GREEN), strict=True))
-    for panel, key in zip(axes, ("coverage", "frechet"), strict=True):
-        for name, turns in rows.items():
-            seconds, values = [row["seconds"] for row in turns], [row[key] for row in turns]
-            look = {"color": colours[name], "marker": "o", "markersize": 3}
-            panel.plot(seconds, values, label=TITLES[name], **look)
-        look = {"color": "grey", "linestyle": "--", "linewidth": 0.8}
-        panel.axhline(floor[key], label="other real images", **look)
-    axes[0].set(ylabel="coverage (share of real images)", ylim=(-0.02, 1))
-    axes[1].set(ylabel="Frechet distance", yscale="log", xlabel="training time (s)", xlim=(0, None))
-    report.write_png(out / "compare.png", report.finish(figure))
+    def draw_curves():
+        heading = f"{title}: {len(next(iter(last.values()))):,} synthetic and as many real images"
+        figure, axes = figures.over_epochs(heading)
+        for panel, key in zip(axes, ("coverage", "frechet"), strict=True):
+            for name, turns in rows.items():
+                seconds, values = [row["seconds"] for row in turns], [row[key] for row in turns]
+                look = {"color": f"C{[*TITLES].index(name)}", "marker": "o", "markersize": 3}
+                panel.plot(seconds, values, label=TITLES[name], **look)
+            look = {"color": "grey", "linestyle": "--", "linewidth": 0.8}
+            panel.axhline(floor[key], label="other real", **look)
+        axes[0].set(ylabel="coverage (share of images)", ylim=(-0.02, 1))
+        axes[1].set(ylabel="Frechet distance", yscale="log", xlabel="training time (s)")
+        axes[1].set_xlim(left=0)
+        figures.legend(axes[0])
+        return figure
 
-    blocks = [(TITLES[name], images[:64]) for name, images in last.items()]
+    figures.save_curves(out / "compare", draw_curves, "")
+    cells = [(TITLES[name], figures.tile(images[:64], 8)) for name, images in last.items()]
     seconds = len(rows[next(iter(rows))]) * TURN_SECONDS
     heading = f"{title}\nsynthetic images after {seconds:g} s of training each"
-    picture = report.compose(heading, blocks, columns=8, side_by_side=True)
-    report.write_png(out / "compare_samples.png", picture)
+    path = out / "compare_samples.png"
+    figures.write_png(path, figures.compose(heading, cells, len(cells), scale=2))
 
 
 def machine(device):
