@@ -248,6 +248,7 @@ def train(images, labels, parts, run, folder, reference):
                         print(f"{share}, {describe_means(run)}")
                     last_line = now
                 if signals or now - last_save > 60 * CHECKPOINT_MINUTES:
+                    settle_statistics(parts["generator_ema"], run.labels, run.settings["PRECISION"])
                     checkpoint.save_run(parts, run, folder)
                     last_save = now
                 if signals:
@@ -269,6 +270,7 @@ def end_epoch(images, parts, run, folder, reference):
     speed = run.position / run.seconds
     row = {"epoch": run.epoch + 1, "step": run.step, "seconds": round(run.seconds, 2)}
     row |= {"images_per_second": round(speed, 1)} | means(run)
+    settle_statistics(parts["generator_ema"], run.labels, run.settings["PRECISION"])
     if reference:
         random = torch.Generator().manual_seed(SEED)
         latents = torch.randn(reference["n"], LATENT_DIM, generator=random).to(images.device)
@@ -338,7 +340,7 @@ def number_format(device, precision):
 
 @torch.no_grad()
 def update_average(average, generator, images_seen):
-    """Move the averaged generator towards the trained one; BatchNorm's buffers are copied.
+    """Move the weights of the averaged generator towards those of the trained one.
 
     The half-life is EMA_HALF_LIFE images, and at first a twentieth of the images seen, so that the
     random initial weights are soon forgotten (Karras et al. 2022, EDM, whose ramp-up this is).
@@ -347,8 +349,28 @@ def update_average(average, generator, images_seen):
     keep = 0.5 ** (BATCH_SIZE / half_life) if half_life else 0.0
     for old, new in zip(average.parameters(), generator.parameters(), strict=True):
         old.lerp_(new, 1 - keep)
-    for old, new in zip(average.buffers(), generator.buffers(), strict=True):
-        old.copy_(new)
+
+
+@torch.no_grad()
+def settle_statistics(average, labels, precision):
+    """Measure anew what BatchNorm subtracts and divides by in the averaged generator.
+
+    labels: as dataset.tally counts them. The trained generator's statistics do not fit the averaged
+    weights, and make images too much alike (Izmailov et al. 2018, section 3.2, of classifiers).
+    """
+    random = torch.Generator().manual_seed(SEED)
+    latents = torch.randn(640, LATENT_DIM, generator=random)  # ten batches, where the mean settles
+    vectors = dataset.draw_labels(labels, len(latents), random)
+    norms = [layer for layer in average.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # all batches count alike
+    device = norms[0].weight.device
+    average.train()
+    with number_format(device, precision):
+        for batch in zip(latents.split(64), vectors.split(64), strict=True):
+            average(*(tensor.to(device) for tensor in batch))
+    average.eval()
 
 
 def write_log(history, path):

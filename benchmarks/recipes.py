@@ -51,6 +51,7 @@ def ours(images, device, seed):
         return statistics.sum()
 
     def draw(latents):
+        train_model.settle_statistics(parts["generator_ema"], {}, precision)
         with train_model.number_format(device, precision):
             latents = torch.from_numpy(latents).to(device)
             return dataset.draw(parts["generator_ema"], latents).cpu().numpy()

@@ -204,6 +204,7 @@ def train_gan(real, n, seed, precision, out):
             train_model.train_step(batch, parts, precision, vectors[chosen])
             seen = step * train_model.BATCH_SIZE
             train_model.update_average(parts["generator_ema"], parts["generator"], seen)
+        train_model.settle_statistics(parts["generator_ema"], dataset.tally(vectors), precision)
         checkpoint.save(path, parts["generator_ema"].state_dict())
     generator = Generator(train_model.LATENT_DIM, images.shape[1], vectors.shape[1]).eval()
     generator.load_state_dict(torch.load(path, weights_only=True))
