@@ -157,7 +157,7 @@ def test_the_measured_images_are_those_of_the_training(reported, training_images
     # Without the log the report has only its own sample to measure, and gets the same numbers.
     saved = torch.load(reported / "models/phantom/checkpoint.pt", weights_only=True)
     page = SimpleNamespace(
-        trained=saved["settings"], images=training_images, row={}, near_held_out=None
+        trained=saved["settings"], images=training_images, row={}, near_held_out=None, last=saved
     )
     generate_report = runpy.run_path(str(REPO / "generate_report.py"))
     page.draw = lambda *how: generate_report["sample"](saved, Path("checkpoint.pt"), *how)
