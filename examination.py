@@ -141,9 +141,7 @@ def measure(run):
 def draw_metrics(history, table, n, run):
     """Plot what was measured over the epochs, and what real images would reach."""
     floor, gaussian = table["floor"], table["gaussian"]
-    title = (
-        f"{run.name}\n{n:,} synthetic images against {n:,} {run.originals}; dashed: {n:,} others"
-    )
+    title = f"{run.name}\n{n:,} synthetic against {n:,} {run.originals}; dashed: {n:,} others"
     figure, (upper, lower) = figures.over_epochs(title)
     for number, key in enumerate(("precision", "recall", "coverage")):
         figures.plot(upper, history, key, key, f"C{number}")
