@@ -27,14 +27,16 @@ def describe(device):
     return f"cpu, {torch.get_num_threads()} threads"
 
 
+def cpu_name():
+    table = Path("/proc/cpuinfo")  # Linux only, where platform.processor() is often empty
+    names = re.findall(r"model name\s*: (.+)", table.read_text()) if table.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def machine(device):
     """Return where, with what and when a run is trained, {heading: text}, for its report."""
-    cpu = platform.processor() or platform.machine()
-    table = Path("/proc/cpuinfo")  # Linux only, where platform.processor() is often empty
-    if table.exists():
-        cpu = next(iter(re.findall(r"model name\s*: (.+)", table.read_text())), cpu)
     return {
-        "Hardware": f"{describe(device)}; {cpu}, {os.cpu_count()} virtual cores",
+        "Hardware": f"{describe(device)}; {cpu_name()}, {os.cpu_count()} virtual cores",
         "Versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
         + platform.system(),
         "Last trained": date.today().isoformat(),

@@ -11,12 +11,9 @@ after a change of the code, choose another OUT.
 Every constant below can be changed here or on the command line.
 """
 
-import csv
-import io
 import json
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -138,7 +135,8 @@ RECIPES = {
     "images shifted": {"Discriminator": Shifted},
     "spread of the batch": {"Discriminator": BatchSpread},
 }
-NUMBERS = ["precision", "recall", "coverage", "frechet", "fine_detail", "memorised"]
+NUMBERS = dict.fromkeys(["precision", "recall", "coverage", "frechet"], ".2f")  # how to write them
+NUMBERS |= {"fine_detail": ".1f", "memorised": ".3f"}
 
 
 def main():
@@ -153,7 +151,7 @@ def main():
     jobs = [(name, seed) for seed in range(SEEDS) for name in names]
     with ThreadPoolExecutor(WORKERS) as workers:
         rows = list(workers.map(lambda job: train_apart(*job), jobs))
-    write_csv(rows)
+    train_model.write_log(rows, Path(OUT) / "results.csv")
     print_table(names, rows)
 
 
@@ -218,40 +216,22 @@ def measure(generator=None):
     return numbers | {"n": n}
 
 
-def write_csv(rows):
-    """Write results.csv, one row for each run."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with files.replacing(Path(OUT) / "results.csv") as file:
-        file.write(text.getvalue().encode())
-
-
 def print_table(names, rows):
     """Print a markdown table: the mean of each number over the seeds, and its range."""
     heads = ["", *NUMBERS, "collapsed"]
     print(f"\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
     for name in names:
         own = [row for row in rows if row["variant"] == name]
-        cells = [mean_and_range([row[key] for row in own], key) for key in NUMBERS]
+        cells = [compare.mean([row[key] for row in own], form) for key, form in NUMBERS.items()]
         print(f"| {name} | {' | '.join(cells)} | {sum(row['collapsed'] for row in own)} |")
     floor = measure()
-    cells = [mean_and_range([floor[key]], key) for key in NUMBERS]
+    cells = [compare.mean([floor[key]], form) for key, form in NUMBERS.items()]
     print(f"| other real images | {' | '.join(cells)} | |")
     print(
         f"\n{dataset.title(DATASET)}, {EPOCHS} epochs, mean (range) of {SEEDS} seeds; "
         f"N = {floor['n']:,}, k = {metrics.K}. {compare.machine(torch.device('cpu'))}.\n\n"
         f"    python {shlex.join(sys.argv)}"
     )
-
-
-def mean_and_range(values, key):
-    digits = {"fine_detail": 1, "memorised": 3}.get(key, 2)
-    mean = f"{statistics.mean(values):.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 if __name__ == "__main__":

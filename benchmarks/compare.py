@@ -12,7 +12,6 @@ when all have ended, metrics.py compares them with real ones. For Linux and macO
 Every constant below can be changed here or on the command line.
 """
 
-import contextlib
 import csv
 import importlib.metadata
 import importlib.util
@@ -20,7 +19,6 @@ import io
 import itertools
 import json
 import platform
-import re
 import resource
 import shlex
 import statistics
@@ -239,6 +237,15 @@ def spread(values, digits):
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def mean(values, form):
+    """Return the mean, and the range if there are several values, as a text."""
+    values = list(values)
+    text = format(statistics.mean(values), form)
+    if len(values) > 1:
+        text += f" ({format(min(values), form)} to {format(max(values), form)})"
+    return text
+
+
 def write_csv(path, rows):
     """Write a row for each turn of each recipe; seconds, steps and images count from its start."""
     text = io.StringIO()
@@ -284,14 +291,11 @@ def machine(device):
     """Name the hardware and the versions in one line."""
     import hardware
 
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
     names = ("torch", "torchvision", "medmnist", "numpy", "tensorflow")
     packages = [name for name in names if importlib.util.find_spec(name)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     python = f"Python {platform.python_version()}, {platform.system()}"
-    return f"{hardware.describe(device)}, {cpu}; {python}, {versions}"
+    return f"{hardware.describe(device)}, {hardware.cpu_name()}; {python}, {versions}"
 
 
 def megabytes(usage):

@@ -21,7 +21,6 @@ import hashlib
 import io
 import json
 import shlex
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -368,16 +367,8 @@ def print_results(results, sizes, n_test):
             seeds = [seed for size, c, seed in results if (size, c) == (n, condition)]
             aucs = {seed: results[n, condition, seed][0] for seed in seeds}
             paired = [aucs[seed] - results[n, "real", seed][0] for seed in seeds]
-            difference = "" if condition == "real" else spread(paired, "+.3f")
-            print(f"| {n:,} | {condition} | {spread(aucs.values(), '.3f')} | {difference} |")
-
-
-def spread(values, form):
-    values = list(values)
-    text = format(statistics.mean(values), form)
-    if len(values) > 1:
-        text += f" ({format(min(values), form)} to {format(max(values), form)})"
-    return text
+            difference = "" if condition == "real" else compare.mean(paired, "+.3f")
+            print(f"| {n:,} | {condition} | {compare.mean(aucs.values(), '.3f')} | {difference} |")
 
 
 def print_images(train, test, sizes, precision, out):
