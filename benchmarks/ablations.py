@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,14 +68,16 @@ class FromSeven(dcgan.Generator):
         return self.draw(self.project(latents).view(len(latents), 7, 7, -1).permute(0, 3, 1, 2))
 
 
-class NoFullResolution(dcgan.Discriminator):
-    """Its first convolution strides: no feature is computed at 28x28 pixels."""
+class FullResolution(dcgan.Discriminator):
+    """Begins with a convolution at 28x28 pixels."""
 
     def __init__(self, channels, *labels):
         super().__init__(channels, *labels)
-        first = nn.Conv2d(channels, 64, 4, stride=2, padding=1)
-        dcgan.initialise(first)
-        self.judge = nn.Sequential(first, *self.judge[4:])
+        first = [nn.Conv2d(channels, 16, 3, padding=1), nn.LeakyReLU(0.2, True)]
+        first += [nn.Conv2d(16, 32, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(32)]
+        for module in first:
+            dcgan.initialise(module)
+        self.judge = nn.Sequential(*first, *self.judge[2:])
 
 
 class Shifted(dcgan.Discriminator):
@@ -94,7 +97,7 @@ class BatchSpread(dcgan.Discriminator):
 
     def __init__(self, *sizes):
         super().__init__(*sizes)
-        self.judge[-1] = nn.Linear(257 * 16, 1)
+        self.judge[-1] = nn.Linear(129 * 16, 1)
         dcgan.initialise(self.judge[-1])
         self.judge[-2] = AppendSpread()
 
@@ -126,7 +129,10 @@ class Deeper(dcgan.Generator):
 RECIPES = {
     "as shipped": {},
     "generator from 7x7 pixels": {"Generator": FromSeven},
-    "no stage at full resolution": {"Discriminator": NoFullResolution},
+    "discriminator twice as wide": {
+        "Discriminator": partial(dcgan.Discriminator, widths=(64, 128, 256))
+    },
+    "discriminator from 28x28 pixels": {"Discriminator": FullResolution},
     "LEARNING_RATE 2e-4": {"LEARNING_RATE": 2e-4},
     "BETA1 0": {"BETA1": 0.0},
     "no moving average": {"EMA_HALF_LIFE": 0},
