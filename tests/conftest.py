@@ -62,6 +62,7 @@ def run(monkeypatch, capfd):
 
     def run_script(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *arguments])
+        monkeypatch.syspath_prepend(str((REPO / script).parent))
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         capfd.readouterr()
         message, status = "", 0
