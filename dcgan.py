@@ -61,16 +61,16 @@ class Discriminator(nn.Module):
     labels: how many there are; with 0, the plain DCGAN, none are wanted. With more, label vectors
     (N, labels) come with the images, and a logit says "looks real for these labels": <V y, h> of
     the labels y and the last features h is added to it (Miyato and Koyama 2018, equation 3).
-    widths: feature maps at 14x14, 7x7 and 4x4 pixels. A quarter of the generator's work: a
-    discriminator twice as wide wins, and the images of its generator are less varied.
+    widths: feature maps at 14x14, 7x7 and 4x4 pixels. Few: that makes a step fast, and a stronger
+    discriminator wins, after which its generator learns less (README, Results).
     """
 
     def __init__(self, channels=1, labels=0, widths=(32, 64, 128)):
         super().__init__()
         at14, at7, at4 = widths
         self.judge = nn.Sequential(
-            # The four pixels of a 2x2 square become four channels (Shi et al. 2016, backwards): no
-            # detail is lost, and the convolution sees 6x6 pixels at a quarter of the places.
+            # The four pixels of a 2x2 square become four channels (Shi et al. 2016, backwards). The
+            # convolution then is one of 6x6 pixels with stride 2, in a third of its time on a CPU.
             nn.PixelUnshuffle(2),
             # No BatchNorm here: it would hide the brightness of a batch (Radford et al. 2015,
             # section 3).
