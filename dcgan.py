@@ -61,8 +61,8 @@ class Discriminator(nn.Module):
     labels: how many there are; with 0, the plain DCGAN, none are wanted. With more, label vectors
     (N, labels) come with the images, and a logit says "looks real for these labels": <V y, h> of
     the labels y and the last features h is added to it (Miyato and Koyama 2018, equation 3).
-    widths: feature maps at 14x14, 7x7 and 4x4 pixels. Few: that makes a step fast, and a stronger
-    discriminator wins, after which its generator learns less (README, Results).
+    widths: feature maps at 14x14, 7x7 and 4x4 pixels. Few make a step fast; twice as many taught
+    the generator no more diversity, and a stage at 28x28 pixels less (README, Results).
     """
 
     def __init__(self, channels=1, labels=0, widths=(32, 64, 128)):
