@@ -70,7 +70,7 @@ class Discriminator(nn.Module):
         at14, at7, at4 = widths
         self.judge = nn.Sequential(
             # The four pixels of a 2x2 square become four channels (Shi et al. 2016, backwards). The
-            # convolution then is one of 6x6 pixels with stride 2, in a third of its time on a CPU.
+            # convolution then is one of 6x6 pixels with stride 2, in the form a CPU is fast at.
             nn.PixelUnshuffle(2),
             # No BatchNorm here: it would hide the brightness of a batch (Radford et al. 2015,
             # section 3).
