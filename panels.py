@@ -163,8 +163,8 @@ def diversity(run, out, options):
     cells = []
     for kind, images in ((run.original, real), ("synthetic", synthetic)):
         x = images.double()
-        cells.append((f"mean, {kind}", picture_of(x.mean(0))))
-        cells.append((f"spread, {kind}", picture_of(2 * x.std(0, correction=0))))
+        cells.append((f"mean\n{kind}", picture_of(x.mean(0))))
+        cells.append((f"spread\n{kind}", picture_of(2 * x.std(0, correction=0))))
     heading = f"{run.name}, {run.when}\nmean and standard deviation (doubled)"
     alt = f"mean and standard deviation of each pixel, {run.original} and synthetic"
     page["moments"] = figures.save_tiles(out / "mean_and_spread.png", heading, cells, 4, scale, alt)
