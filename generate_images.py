@@ -22,12 +22,9 @@ import torch
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-import checkpoint
-import dataset
-import files
-import settings
-from dcgan import Generator
-from settings import UserError
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from common import checkpoint, dataset, files, runs, sampling, settings
+from common.settings import UserError
 
 # --- Run ---
 RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
@@ -50,20 +47,18 @@ AS_TRAINED = "as in the training set"
 
 
 def main():
-    folder = checkpoint.find_run(MODELS_DIR, RUN_NAME)
+    folder = runs.find_run(MODELS_DIR, RUN_NAME)
     path = folder / "checkpoint.pt"
     if EPOCH != "last":
         history = checkpoint.load(path, checkpoint.CHECKPOINT)["history"]
-        snapshots = checkpoint.find_snapshots(folder)
-        path = snapshots[checkpoint.choose_epoch(EPOCH, snapshots, history)]
+        snapshots = runs.find_snapshots(folder)
+        path = snapshots[runs.choose_epoch(EPOCH, snapshots, history)]
     saved = checkpoint.load(path, checkpoint.SNAPSHOT)
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    name, latent_dim = saved["settings"]["DATASET"], saved["settings"]["LATENT_DIM"]
+    name = saved["settings"]["DATASET"]
     wanted, what = choose_labels(saved, folder)
-    n_labels = wanted["rows"].shape[1] if wanted else 0
-    generator = Generator(latent_dim, saved["channels"], n_labels).eval()
-    checkpoint.restore(generator, saved["generator_ema"], path)
+    generator = checkpoint.rebuild_generator(saved, path)
     n_whole = dataset.INFO[name]["n_samples"]["train"]
     n = N_IMAGES or n_whole
     real = {}
@@ -73,7 +68,7 @@ def main():
         data_dir = DATA_DIR or saved["settings"]["DATA_DIR"]
         real = {split: dataset.load(name, split, data_dir) for split in ("val", "test")}
 
-    pictures = files.run_folder(IMAGES_DIR, folder.name)
+    pictures = runs.run_folder(IMAGES_DIR, folder.name)
     out = Path(os.path.normpath(OUT)) if OUT else pictures / "export"
     with files.new_folder(out) as hidden:
         print(f"run        {folder}, {path.name}, epoch {saved['epoch']}")
@@ -94,11 +89,11 @@ def main():
 
 
 def choose_labels(saved, folder):
-    """Return the label vectors to draw, tallied as dataset.tally does, and what they are in words.
+    """Return the label vectors to draw, label_counts as dataset.count_labels does, and what they are in words.
 
     Raises UserError if LABELS are not such that the run has seen.
     """
-    seen, name = saved["labels"], saved["settings"]["DATASET"]
+    seen, name = saved["label_counts"], saved["settings"]["DATASET"]
     if not seen:
         if LABELS != AS_TRAINED:
             raise UserError(
@@ -108,7 +103,7 @@ def choose_labels(saved, folder):
         return {}, "none, the run was trained without"
     if LABELS == AS_TRAINED:
         return seen, f"as frequent and as combined as in {seen['counts'].sum():,} training images"
-    legal, several = dataset.single_labels(name, seen), dataset.has_several(name)
+    legal, several = dataset.single_labels(name, seen), dataset.is_multilabel(name)
     given = [label.strip() for label in LABELS.split("+")]
     for label in given:
         if label not in legal:
@@ -129,10 +124,10 @@ def choose_labels(saved, folder):
 
 
 def draw_labels(wanted, n):
-    """Yield n label vectors, float (M, K), at most dataset.CHUNK at a time, always the same."""
+    """Yield n label vectors, float (M, K), at most sampling.CHUNK at a time, always the same."""
     random = torch.Generator().manual_seed(SEED + 2**31)  # other numbers than those of the latents
-    for start in range(0, n, dataset.CHUNK):
-        yield dataset.draw_labels(wanted, min(dataset.CHUNK, n - start), random)
+    for start in range(0, n, sampling.CHUNK):
+        yield dataset.draw_labels(wanted, min(sampling.CHUNK, n - start), random)
 
 
 def draw_images(generator, wanted, n, latent_dim):
@@ -141,13 +136,8 @@ def draw_images(generator, wanted, n, latent_dim):
     with tqdm(total=n, unit=" images", disable=None) as bar:
         for labels in draw_labels(wanted, n):
             latents = torch.randn(len(labels), latent_dim, generator=random)
-            yield as_stored(dataset.draw(generator, latents, labels)), labels
+            yield dataset.to_hwc(sampling.draw(generator, latents, labels)), labels
             bar.update(len(labels))
-
-
-def as_stored(images):
-    """uint8 (N, C, 28, 28) -> array (N, 28, 28), or (N, 28, 28, 3) for colour, as in MedMNIST."""
-    return images.permute(0, 2, 3, 1).squeeze(-1).numpy()
 
 
 def write_npz(path, generator, wanted, n, saved, real):
@@ -160,15 +150,20 @@ def write_npz(path, generator, wanted, n, saved, real):
     images = (
         drawn for drawn, _ in draw_images(generator, wanted, n, saved["settings"]["LATENT_DIM"])
     )
-    labels = (dataset.file_labels(name, vectors).numpy() for vectors in draw_labels(wanted, n))
-    columns = dataset.file_labels(name, dataset.draw_labels(wanted, 1, torch.Generator())).shape[1]
+    labels = (dataset.decode_labels(name, vectors).numpy() for vectors in draw_labels(wanted, n))
+    columns = dataset.decode_labels(name, dataset.draw_labels(wanted, 1, torch.Generator())).shape[
+        1
+    ]
     with zipfile.ZipFile(path, "w") as archive:
         write_array(archive, "train_images", (n, *shape), images)
         write_array(archive, "train_labels", (n, columns), labels)
         for split in ("val", "test"):
             pixels, truth = np.empty((0, *shape), np.uint8), np.empty((0, columns), np.uint8)
             if real:
-                pixels, truth = as_stored(real[split][0]), real[split][1].to(torch.uint8).numpy()
+                pixels, truth = (
+                    dataset.to_hwc(real[split][0]),
+                    real[split][1].to(torch.uint8).numpy(),
+                )
             write_array(archive, f"{split}_images", pixels.shape, [pixels])
             write_array(archive, f"{split}_labels", truth.shape, [truth])
 
@@ -210,7 +205,7 @@ def describe(saved, folder, path, sha256, n, what, real):
         "",
         f"images      {n:,} of 28x28x{saved['channels']}",
         f"labels      {what}",
-        f"seed        {SEED}, drawn {dataset.CHUNK} at a time",
+        f"seed        {SEED}, drawn {sampling.CHUNK} at a time",
         f"run         {folder.name}, epoch {saved['epoch']} of {trained['EPOCHS']}",
         f"checkpoint  {path.name}, SHA-256 {sha256}",
         f"made by     generate_images.py, torch {torch.__version__}",

@@ -19,16 +19,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import dataset
-import examination
-import figures
-import files
-import metrics
-import panels
-import settings
-from dcgan import Generator
-from settings import UserError
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from common import checkpoint, dataset, files, hardware, metrics, runs, sampling, settings
+from common.settings import UserError
+from report import evaluation, plotting, sections
 
 # --- Run ---
 RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
@@ -72,21 +66,21 @@ LEFT_OUT |= {"COLLAPSE"}  # a sentence that train_model.py prints, no setting
 
 def main(constants):
     options = SimpleNamespace(**constants)
-    folder = checkpoint.find_run(MODELS_DIR, RUN_NAME)
-    out = files.run_folder(IMAGES_DIR, folder.name)
+    folder = runs.find_run(MODELS_DIR, RUN_NAME)
+    out = runs.run_folder(IMAGES_DIR, folder.name)
     run = read_run(folder)  # all of it, so that nothing is written for a run that cannot be read
-    set_aside_foreign(out, run.grids)
+    archive_foreign(out, run.grids)
 
     parts = {
-        "collage": (COLLAGE, panels.collage),
-        "blind_test": (BLIND_TEST, panels.blind_test),
-        "training": (TRAINING, panels.training),
-        "by_label": (BY_LABEL and run.last["labels"], examination.by_label),
-        "numbers": (NUMBERS, examination.numbers),
-        "diversity": (DIVERSITY, panels.diversity),
-        "copies": (COPIES, examination.copies),
-        "latent_space": (LATENT_SPACE, panels.latent_space),
-        "failures": (FAILURES, examination.failures),
+        "collage": (COLLAGE, sections.collage),
+        "blind_test": (BLIND_TEST, sections.blind_test),
+        "training": (TRAINING, sections.training),
+        "by_label": (BY_LABEL and run.last["label_counts"], evaluation.by_label),
+        "numbers": (NUMBERS, evaluation.numbers),
+        "diversity": (DIVERSITY, sections.diversity),
+        "copies": (COPIES, evaluation.copies),
+        "latent_space": (LATENT_SPACE, sections.latent_space),
+        "failures": (FAILURES, evaluation.failures),
     }
     page = {}
     for name, (wanted, draw) in tqdm(parts.items(), "drawing", unit=" parts", disable=None):
@@ -109,9 +103,9 @@ def read_run(folder):
     """
     last = checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT)
     trained, history, epoch = last["settings"], last["history"], last["epoch"]
-    snapshots = checkpoint.find_snapshots(folder)
-    chosen = checkpoint.choose_epoch(EPOCH, snapshots, history) if EPOCH != "last" else None
-    images, labels, source = load_images(trained, last["fingerprint"])
+    snapshots = runs.find_snapshots(folder)
+    chosen = runs.choose_epoch(EPOCH, snapshots, history) if EPOCH != "last" else None
+    images, labels, source = load_images(trained, last["data_sha256"])
 
     drawn_from, path = last, folder / "checkpoint.pt"
     latents = last["fixed_latents"][: GRID_ROWS * GRID_COLUMNS]
@@ -126,12 +120,12 @@ def read_run(folder):
     when, why = f"epoch {chosen or epoch} {of_epochs}", "the last one of the run"
     if chosen:
         why = "that of the highest coverage" if EPOCH == "best" else "the one that was asked for"
-    elif last["position"] > 0:
+    elif last["images_seen"] > 0:
         when = f"in epoch {epoch + 1} {of_epochs}, unfinished"
         why = "the latest state of the run, in the middle of an epoch"
     elif epoch == 0:
         when, why = "before the first step", "nothing is trained yet"
-    finished = chosen or (epoch if last["position"] == 0 else None)
+    finished = chosen or (epoch if last["images_seen"] == 0 else None)
 
     random = torch.Generator().manual_seed(SEED)
     order = torch.randperm(len(images), generator=random)
@@ -177,8 +171,8 @@ def load_images(trained, fingerprint):
     folder = DATA_DIR or trained["DATA_DIR"]
     name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
     images, labels, source = dataset.load(name, "train", folder, fraction, seed)
-    labels = dataset.label_vectors(name, labels) if trained.get("CONDITIONAL") else None
-    if dataset.fingerprint(images, labels) != fingerprint:
+    labels = dataset.encode_labels(name, labels) if trained.get("CONDITIONAL") else None
+    if dataset.sha256(images, labels) != fingerprint:
         raise UserError(
             f"{source}: these are not the images that the run was trained on. Give the "
             "folder of the right file as --DATA_DIR"
@@ -202,14 +196,14 @@ def load_held_out(trained, images):
     return None, ""
 
 
-def set_aside_foreign(out, grids):
+def archive_foreign(out, grids):
     """Keep the pictures of a former run of the same name apart, should any be there."""
     ours = {f"epoch_{epoch:04d}.png" for epoch in grids}
     if any(path.name not in ours for path in (out / "epochs").glob("epoch_*.png")):
-        print(f"{out} holds pictures of another run; it is now called {files.set_aside(out)}")
+        print(f"{out} holds pictures of another run; it is now called {runs.archive(out)}")
 
 
-def sample(saved, path, latents, labels=None, precision="float32"):
+def sample(saved, path, latents, labels=None, dtype="float32"):
     """Draw one image for each latent with the moving-average generator of a checkpoint.
 
     latents: (N, latent_dim); labels: float (N, K), if the run has learned labels, by default as
@@ -218,24 +212,22 @@ def sample(saved, path, latents, labels=None, precision="float32"):
     """
     if labels is None:
         random = torch.Generator().manual_seed(SEED)
-        labels = dataset.draw_labels(saved["labels"], len(latents), random)
-    generator = Generator(latents.shape[1], saved["channels"], labels.shape[1]).eval()
-    checkpoint.restore(generator, saved["generator_ema"], path)
-    generator = generator.to(memory_format=torch.channels_last)  # as in training, to the last bit
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-        return dataset.draw(generator, latents, labels)
+        labels = dataset.draw_labels(saved["label_counts"], len(latents), random)
+    generator = checkpoint.rebuild_generator(saved, path)
+    with hardware.autocast(torch.device("cpu"), dtype):
+        return sampling.draw(generator, latents, labels)
 
 
 def write_synthetic(run, out):
     """Write the synthetic images for use elsewhere, and a sheet that shows the first of them."""
     path = out / "synthetic" / "synthetic.npz"
-    with files.replacing(path) as file:
-        np.savez_compressed(file, images=run.synthetic.permute(0, 2, 3, 1).squeeze(-1).numpy())
+    with files.atomic_write(path) as file:
+        np.savez_compressed(file, images=dataset.to_hwc(run.synthetic))
     print(f"{path}: {len(run.synthetic)} images")
     heading = f"{run.name}\nsynthetic images, {run.when}"
-    sheet = [("", figures.tile(run.synthetic[:1000], columns=40))]
+    sheet = [("", plotting.tile(run.synthetic[:1000], columns=40))]
     path = out / "synthetic" / "contact_sheet.png"
-    figures.write_png(path, figures.compose(heading, sheet, columns=1, scale=1))
+    plotting.write_png(path, plotting.compose(heading, sheet, columns=1, scale=1))
 
 
 def digits(number):
@@ -251,7 +243,7 @@ def write_page(page, run, path):
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["digits"] = digits
-    template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    template = (Path(__file__).parent / "report" / "report.html.jinja").read_text(encoding="utf-8")
     content = (
         environment.from_string(template)
         .render(
@@ -266,7 +258,7 @@ def write_page(page, run, path):
         )
         .encode()
     )
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         file.write(content)
     print(f"{path}: {len(content) / 1e6:.1f} MB, the page to open in a browser")
 

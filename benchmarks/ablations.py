@@ -28,14 +28,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare
 
-import checkpoint
-import dataset
 import dcgan
-import files
-import metrics
-import settings
 import train_model
-from settings import UserError
+from common import checkpoint, dataset, files, metrics, sampling, settings
+from common.settings import UserError
 
 # --- Training ---
 DATASET = "pneumoniamnist"  # a 2-D MedMNIST data set, or "phantom"
@@ -199,7 +195,7 @@ def train(name):
     checkpoint.restore(generator, saved["generator_ema"], folder / "checkpoint.pt")
     row = {"variant": name, "seed": SEED} | measure(generator)
     row["collapsed"] = any(train_model.looks_collapsed(epoch) for epoch in saved["history"])
-    with files.replacing(folder / "result.json") as file:
+    with files.atomic_write(folder / "result.json") as file:
         file.write(json.dumps(row).encode())
 
 
@@ -212,11 +208,11 @@ def measure(generator=None):
     real, known = images[order[:n]], images
     if generator:
         random = torch.Generator().manual_seed(1)
-        ours = dataset.draw(generator, torch.randn(n, train_model.LATENT_DIM, generator=random))
+        ours = sampling.draw(generator, torch.randn(n, train_model.LATENT_DIM, generator=random))
     else:
         ours = images[order[n : 2 * n]]
         known = images[torch.cat([order[:n], order[2 * n :]])]  # or they would be their own copies
-    numbers = metrics.measure(metrics.prepare(images, real), ours)
+    numbers = metrics.evaluate(metrics.fit_reference(images, real), ours)
     numbers["fine_detail"] = metrics.fine_detail(real, ours)[28]
     numbers["memorised"] = metrics.memorisation(ours, known, held_out)["share"]
     return numbers | {"n": n}

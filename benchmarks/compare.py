@@ -32,9 +32,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import recipes
 
-import files
-import settings
-from settings import UserError
+from common import files, settings
+from common.settings import UserError
 
 # torch is imported where it is needed: the process of the Keras recipe must not hold it.
 
@@ -88,7 +87,7 @@ def train_in_turns():
             raise UserError(f"the losses of the recipe {RECIPE} are no longer finite")
         shape = (wanted["n"], recipe["latent_dim"])
         latents = np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
-        with files.replacing(wanted["path"]) as file:
+        with files.atomic_write(wanted["path"]) as file:
             np.save(file, recipe["draw"](latents))
         answer = {"seconds": seconds, "steps": steps, "images": steps * recipe["batch"]}
         answer["peak_memory_mb"] = megabytes(resource.getrusage(resource.RUSAGE_SELF))
@@ -107,9 +106,7 @@ def main():
         )
     import torch
 
-    import dataset
-    import hardware
-    import metrics
+    from common import dataset, hardware, metrics, runs
 
     device = hardware.choose_device(DEVICE)
     images, _, source = dataset.load(DATASET, "train", DATA_DIR)
@@ -119,7 +116,7 @@ def main():
         raise UserError(f"{source}: the recipes want at least 128 images, and grey ones")
     out = Path(OUT)
     if out.exists():
-        print(f"the results that were here are now called {files.set_aside(out)}")
+        print(f"the results that were here are now called {runs.archive(out)}")
 
     turns = max(1, round(60 * MINUTES / TURN_SECONDS))
     print(f"{dataset.title(DATASET)} from {source}")
@@ -129,12 +126,12 @@ def main():
 
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))
     real, others = images[order[:n]], images[order[n : 2 * n]]
-    reference = metrics.prepare(images, real, SEED)
+    reference = metrics.fit_reference(images, real, SEED)
     last = {}  # recipe: the images of its last turn
     for name, turns in rows.items():
         for row in turns:
             last[name] = torch.from_numpy(np.load(row.pop("path")))
-            row |= metrics.measure(reference, last[name])
+            row |= metrics.evaluate(reference, last[name])
 
     def detail(synthetic, train):
         """What is too slow to be measured after each turn."""
@@ -149,7 +146,7 @@ def main():
     marks["Gaussian, mean and covariance"] = metrics.gaussian_reference(images, n, SEED)
     but_others = images[torch.cat([order[:n], order[2 * n :]])]  # or others would be their own copy
     for title, marked in marks.items():
-        marks[title] = metrics.measure(reference, marked) | detail(marked, but_others)
+        marks[title] = metrics.evaluate(reference, marked) | detail(marked, but_others)
 
     text = "\n".join(table(rows, about, marks))
     text += (
@@ -161,7 +158,7 @@ def main():
         f"    python {shlex.join(sys.argv)}\n"
     )
     print(text)
-    with files.replacing(out / "compare.md") as file:
+    with files.atomic_write(out / "compare.md") as file:
         file.write(text.encode())
     write_csv(out / "compare.csv", rows)
     draw(out, rows, marks["other real images"], last, dataset.title(DATASET))
@@ -255,17 +252,17 @@ def write_csv(path, rows):
     writer.writeheader()
     for row in itertools.chain(*rows.values()):
         writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         file.write(text.getvalue().encode())
 
 
 def draw(out, rows, floor, last, title):
     """Draw coverage and Frechet distance over training time, and images of the last turn."""
-    import figures
+    from report import plotting
 
     def draw_curves():
         heading = f"{title}: {len(next(iter(last.values()))):,} synthetic and as many real images"
-        figure, axes = figures.over_epochs(heading)
+        figure, axes = plotting.over_epochs(heading)
         for panel, key in zip(axes, ("coverage", "frechet"), strict=True):
             for name, turns in rows.items():
                 seconds, values = [row["seconds"] for row in turns], [row[key] for row in turns]
@@ -276,20 +273,20 @@ def draw(out, rows, floor, last, title):
         axes[0].set(ylabel="coverage (share of images)", ylim=(-0.02, 1))
         axes[1].set(ylabel="Frechet distance", yscale="log", xlabel="training time (s)")
         axes[1].set_xlim(left=0)
-        figures.legend(axes[0])
+        plotting.legend(axes[0])
         return figure
 
-    figures.save_curves(out / "compare", draw_curves, "")
-    cells = [(TITLES[name], figures.tile(images[:64], 8)) for name, images in last.items()]
+    plotting.save_curves(out / "compare", draw_curves, "")
+    cells = [(TITLES[name], plotting.tile(images[:64], 8)) for name, images in last.items()]
     seconds = len(rows[next(iter(rows))]) * TURN_SECONDS
     heading = f"{title}\nsynthetic images after {seconds:g} s of training each"
     path = out / "compare_samples.png"
-    figures.write_png(path, figures.compose(heading, cells, len(cells), scale=2))
+    plotting.write_png(path, plotting.compose(heading, cells, len(cells), scale=2))
 
 
 def machine(device):
     """Name the hardware and the versions in one line."""
-    import hardware
+    from common import hardware
 
     names = ("torch", "torchvision", "medmnist", "numpy", "tensorflow")
     packages = [name for name in names if importlib.util.find_spec(name)]

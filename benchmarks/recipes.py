@@ -20,20 +20,19 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from settings import UserError
+from common.settings import UserError
 
 
 def ours(images, device, seed):
     """train_model.py's training; "networks" in what it returns are both, by name."""
     import torch
 
-    import dataset
-    import hardware
     import train_model
+    from common import dataset, hardware, sampling
 
     torch.manual_seed(seed)
     device = torch.device(device)
-    precision, _ = hardware.choose_precision("auto", device)
+    precision, _ = hardware.choose_dtype("auto", device)
     batch = train_model.BATCH_SIZE
     parts = train_model.build(channels=1, n_labels=0, device=device)
     networks = {name: parts[name] for name in ("generator", "discriminator")}
@@ -47,14 +46,14 @@ def ours(images, device, seed):
 
     def train(parts, real, steps):
         statistics = train_model.train_step(real, parts, precision)
-        train_model.update_average(parts["generator_ema"], parts["generator"], steps * batch)
+        train_model.update_ema(parts["generator_ema"], parts["generator"], steps * batch)
         return statistics.sum()
 
     def draw(latents):
-        train_model.settle_statistics(parts["generator_ema"], {}, precision)
+        train_model.update_bn(parts["generator_ema"], {}, precision)
         with train_model.number_format(device, precision):
             latents = torch.from_numpy(latents).to(device)
-            return dataset.draw(parts["generator_ema"], latents).cpu().numpy()
+            return sampling.draw(parts["generator_ema"], latents).cpu().numpy()
 
     real, counter = batches(), itertools.count(1)
     train(copy.deepcopy(parts), next(real), 1)
@@ -167,7 +166,7 @@ def pytorch_example(images, device, seed):
     from torch import nn
     from torchvision import transforms
 
-    import dataset
+    from common import dataset
 
     torch.manual_seed(seed)
     batch, latent_dim = 64, 100
@@ -263,7 +262,7 @@ def there_and_back(images):
     """Scale uint8 images (N, 1, 28, 28) to 64x64 pixels and back, as pytorch_example does."""
     from torch.nn.functional import interpolate
 
-    import dataset
+    from common import dataset
 
     large = interpolate(dataset.to_network(images), size=64, mode="bilinear")
     return dataset.to_pixels(shrink(large))

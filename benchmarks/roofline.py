@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare
 import recipes
 
-import hardware
-import settings
+from common import hardware, settings
 
 # --- Measuring ---
 DEVICE = "auto"  # auto: CUDA where there is one ["auto", "cpu", "cuda"]

@@ -27,12 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare
 import recipes
 
-import dataset
-import hardware
-import metrics
-import settings
 import train_model
-from settings import UserError
+from common import dataset, hardware, metrics, settings
+from common.settings import UserError
 
 # --- Measuring ---
 SIZES = "5000,20000,78468"  # numbers of training images; the last is that of ChestMNIST
@@ -132,11 +129,11 @@ def time_metrics(images, device):
     if n < 20:  # train_model.py measures nothing then
         return 0.0
     real = torch.from_numpy(images[: 10 * n])[:, None]
-    reference = metrics.prepare(real, real[:n])
+    reference = metrics.fit_reference(real, real[:n])
     ours = recipes.ours(images[:1000], device, seed=0)
     latents = np.random.default_rng(0).standard_normal((n, ours["latent_dim"]), dtype=np.float32)
     draw = ours["draw"]
-    return median_seconds(lambda: metrics.measure(reference, torch.from_numpy(draw(latents))))
+    return median_seconds(lambda: metrics.evaluate(reference, torch.from_numpy(draw(latents))))
 
 
 def median_seconds(function):

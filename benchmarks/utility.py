@@ -34,15 +34,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare
 
-import checkpoint
-import dataset
-import files
-import hardware
-import metrics
-import settings
 import train_model
+from common import checkpoint, dataset, files, hardware, metrics, sampling, settings
+from common.settings import UserError
 from dcgan import Generator
-from settings import UserError
 
 # --- Data ---
 DATASET = "pneumoniamnist"  # with one class an image ["pneumoniamnist", "breastmnist"]
@@ -95,7 +90,7 @@ def main(constants):
         if max(sizes) > len(train[0]):
             raise UserError(f"SIZES={SIZES}: legal are at most {len(train[0])} and the word all")
         keep_settings(out, constants)
-        precision, _ = hardware.choose_precision("auto", torch.device("cpu"))
+        precision, _ = hardware.choose_dtype("auto", torch.device("cpu"))
         results = read_results(out / "results.csv")
         cells = [
             (n, condition, seed)
@@ -135,7 +130,7 @@ def keep_settings(out, constants):
     path = out / "settings.json"
     if path.exists() and json.loads(path.read_text()) != wanted:
         raise UserError(f"{out} was measured with other settings. Choose another OUT.")
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         file.write(json.dumps(wanted, indent=1).encode())
 
 
@@ -192,7 +187,7 @@ def choose(images, labels, n, seed):
 def train_gan(real, n, seed, precision, out):
     """Return a generator trained on these images and labels alone; from OUT, if it is there."""
     images, labels = real
-    vectors = dataset.label_vectors(DATASET, labels[:, None])
+    vectors = dataset.encode_labels(DATASET, labels[:, None])
     path = out / f"generator_{n}_{seed}.pt"
     if not path.exists():
         torch.manual_seed(seed)
@@ -202,8 +197,8 @@ def train_gan(real, n, seed, precision, out):
             batch = dataset.to_network(images[chosen])
             train_model.train_step(batch, parts, precision, vectors[chosen])
             seen = step * train_model.BATCH_SIZE
-            train_model.update_average(parts["generator_ema"], parts["generator"], seen)
-        train_model.settle_statistics(parts["generator_ema"], dataset.tally(vectors), precision)
+            train_model.update_ema(parts["generator_ema"], parts["generator"], seen)
+        train_model.update_bn(parts["generator_ema"], dataset.count_labels(vectors), precision)
         checkpoint.save(path, parts["generator_ema"].state_dict())
     generator = Generator(train_model.LATENT_DIM, images.shape[1], vectors.shape[1]).eval()
     generator.load_state_dict(torch.load(path, weights_only=True))
@@ -217,8 +212,8 @@ def draw(generator, labels, seed, balanced=False, n=None):
     counts = (counts > 0).double() if balanced else counts
     drawn = counts.multinomial(n or SYNTHETIC, replacement=True, generator=random)
     latents = torch.randn(len(drawn), train_model.LATENT_DIM, generator=random)
-    vectors = dataset.label_vectors(DATASET, drawn[:, None])
-    return dataset.draw(generator, latents, vectors), drawn
+    vectors = dataset.encode_labels(DATASET, drawn[:, None])
+    return sampling.draw(generator, latents, vectors), drawn
 
 
 class SmallNetwork(nn.Module):
@@ -353,7 +348,7 @@ def write_results(results, path):
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows([*key, *values] for key, values in results.items())
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         file.write(text.getvalue().encode())
 
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import dataset
 import dcgan
+from common import dataset
 
 REPO = Path(__file__).resolve().parent.parent
 REAL_DATA = [REPO / "data", REPO.parent / "shared" / "data"]  # where PneumoniaMNIST may lie

@@ -16,9 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-import dataset
-import phantom
-import settings
+from common import dataset, phantom, settings
 
 SCRIPTS = Path(settings.__file__).parent
 CHECKPOINT = Path("models/phantom/checkpoint.pt")

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import dataset
-import phantom
+from common import dataset, phantom
 
 
 def write(folder, name, images, labels):

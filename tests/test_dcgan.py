@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-import dataset
 import train_model
+from common import dataset
 from dcgan import Discriminator, Generator
 
 
@@ -60,11 +60,11 @@ def test_the_moving_average_equals_one_computed_by_hand(monkeypatch):
     with torch.no_grad():
         generator.project.weight.add_(1.0)
 
-    train_model.update_average(average, generator, images_seen=10_000)
+    train_model.update_ema(average, generator, images_seen=10_000)
     # 64 images are half of the half-life: the old weights keep a share of 0.5 ** 0.5.
     torch.testing.assert_close(average.project.weight, before + 1 - 0.5**0.5)
 
-    train_model.update_average(average, generator, images_seen=1280)
+    train_model.update_ema(average, generator, images_seen=1280)
     # Early on the half-life is a twentieth of the images seen, here 64: a share of 0.5.
     torch.testing.assert_close(average.project.weight, before + 1 - 0.5**1.5)
 
@@ -76,7 +76,7 @@ def test_the_averaged_generator_gets_the_statistics_of_its_own_images():
     as_in_training = copy.deepcopy(average).train()(latents)
     assert (average(latents) - as_in_training).abs().mean() > 0.1
     for _ in range(2):  # the second time nothing is left of the first
-        train_model.settle_statistics(average, {}, "float32")
+        train_model.update_bn(average, {}, "float32")
         assert (average(latents) - as_in_training).abs().mean() < 0.01  # other latents than these
         assert not average.training
 
@@ -84,7 +84,7 @@ def test_the_averaged_generator_gets_the_statistics_of_its_own_images():
 def test_no_half_life_means_no_averaging(monkeypatch):
     monkeypatch.setattr(train_model, "EMA_HALF_LIFE", 0)
     generator, average = Generator(), Generator()
-    train_model.update_average(average, generator, images_seen=64)
+    train_model.update_ema(average, generator, images_seen=64)
     assert torch.equal(average.project.weight, generator.project.weight)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import dataset
-from settings import UserError
+from common import dataset
+from common.settings import UserError
 
 PIXELS = np.random.default_rng(0)
 ARRAYS = {}

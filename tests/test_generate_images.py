@@ -14,7 +14,7 @@ import torch
 from conftest import REPO, signal_in_step
 from PIL import Image
 
-import dataset
+from common import dataset
 
 EXPORT = Path("images/phantom/export")
 

@@ -11,8 +11,7 @@ import scipy.stats
 import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 
-import dataset
-import metrics
+from common import dataset, metrics
 
 N = 2300  # half of PneumoniaMNIST
 
@@ -440,8 +439,8 @@ def test_unusable_input_is_refused(call):
 def test_the_cheap_numbers_of_an_epoch_are_those_of_the_functions(halves):
     images = torch.cat(halves)
     real, other = halves[0][:300], halves[1][:300]
-    reference = metrics.prepare(images, real)
-    found = metrics.measure(reference, other)
+    reference = metrics.fit_reference(images, real)
+    found = metrics.evaluate(reference, other)
     mean, basis = metrics.fit_features(images)
     real, other = metrics.features(real, mean, basis), metrics.features(other, mean, basis)
     assert found == {
@@ -454,7 +453,7 @@ def test_the_cheap_numbers_of_an_epoch_are_those_of_the_functions(halves):
 
 def test_the_coverage_of_a_label_needs_images_of_that_label(phantom_dir):
     images, labels, _ = dataset.load("phantom", "train", phantom_dir)
-    reference = metrics.prepare(images[:2000], images[:400])
+    reference = metrics.fit_reference(images[:2000], images[:400])
     large, small = images[labels[:, 0] == 1], images[labels[:, 0] == 0]
     good = metrics.coverage_of_label(reference, large[:1500], large[1500:2500])
     assert good["n"] == 400 and abs(good["coverage"] - good["floor"]) < 0.05

@@ -17,12 +17,8 @@ import torch
 from conftest import REPO, signal_in_step
 from PIL import Image
 
-import checkpoint
-import dataset
-import examination
-import metrics
-import panels
-import phantom
+from common import checkpoint, dataset, metrics, phantom
+from report import evaluation, sections
 
 SECTIONS = ["about", "collage", "blind_test", "training", "numbers", "diversity", "copies"]
 SECTIONS += ["latent_space", "failures"]
@@ -161,7 +157,7 @@ def test_the_measured_images_are_those_of_the_training(reported, training_images
     )
     generate_report = runpy.run_path(str(REPO / "generate_report.py"))
     page.draw = lambda *how: generate_report["sample"](saved, Path("checkpoint.pt"), *how)
-    table, n = examination.measure(page)
+    table, n = evaluation.measure(page)
     assert n == 100
     for key in ("precision", "recall", "coverage", "frechet"):
         assert table["synthetic"][key] == pytest.approx(saved["history"][-1][key], abs=0.02)
@@ -208,7 +204,7 @@ def test_the_answers_of_the_blind_test_are_right(reported, page, training_images
 def test_near_duplicates_of_what_was_shown_are_no_riddle(training_images):
     shown, new = training_images[:64], training_images[100:110]
     twin = (shown[3:4].int() + 1).clamp(max=255).to(torch.uint8)
-    chosen = panels.unseen(torch.cat([twin, shown[:2], new, new]), shown, 10)
+    chosen = sections.unseen(torch.cat([twin, shown[:2], new, new]), shown, 10)
     assert torch.equal(chosen, new)
 
 
@@ -227,7 +223,7 @@ def test_a_planted_copy_is_found(training_images, tmp_path):
         run.examined = synthetic if not furthest else synthetic[25:35]
         run.near_synthetic = metrics.nearest_image(run.examined, training_images)
         path = tmp_path / "copies.png"
-        panel = examination.nearest_panel(run, path, options, "synthetic", furthest)
+        panel = evaluation.nearest_panel(run, path, options, "synthetic", furthest)
         caption, picture = panel["cells"][place]
         assert caption == ("0.0\nno. 31" if not furthest else "0.0\nno. 6")
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1]))))
@@ -238,15 +234,15 @@ def test_a_planted_copy_is_found(training_images, tmp_path):
 def test_slerp_keeps_the_length_and_goes_at_an_even_pace():
     a, b = torch.randn(2, 8, 100, generator=torch.Generator().manual_seed(1)).double()
     b = b * (a.norm(dim=1) / b.norm(dim=1))[:, None]
-    path = torch.stack([panels.slerp(a, b, t / 10) for t in range(11)])
+    path = torch.stack([sections.slerp(a, b, t / 10) for t in range(11)])
     assert torch.allclose(path[0], a) and torch.allclose(path[-1], b)
     assert torch.allclose(path.norm(dim=2), a.norm(dim=1).expand(11, -1))
     steps = (path[1:] - path[:-1]).norm(dim=2)
     assert torch.allclose(steps, steps[0].expand_as(steps))
-    longer = panels.slerp(a, 3 * b, 0.5)
+    longer = sections.slerp(a, 3 * b, 0.5)
     assert torch.allclose(longer.norm(dim=1), 2 * a.norm(dim=1)), "else it goes evenly to the other"
     for same in (a, -a):  # on one line there is no circle
-        assert panels.slerp(a, same, 0.5).isfinite().all()
+        assert sections.slerp(a, same, 0.5).isfinite().all()
 
 
 def test_each_part_can_be_turned_off(run, reported, monkeypatch):

@@ -11,9 +11,9 @@ import torch
 from conftest import signal_in_step
 from PIL import Image
 
-import dataset
 import dcgan
-import figures
+from common import dataset
+from report import plotting
 
 
 def pictures(folder):
@@ -158,8 +158,8 @@ def test_pictures_of_another_run_are_set_aside_and_not_mixed_in(run, small):
 
 def test_a_picture_shows_the_images_pixel_by_pixel_and_never_stretches_their_greys():
     dull = torch.randint(100, 120, (4, 1, 28, 28), dtype=torch.uint8)
-    cells = [("real", figures.tile(dull, 2)), ("synthetic", figures.tile(dull.flip(0), 2))]
-    picture = figures.compose("PneumoniaMNIST, epoch 3", cells, 2, scale=2)
+    cells = [("real", plotting.tile(dull, 2)), ("synthetic", plotting.tile(dull.flip(0), 2))]
+    picture = plotting.compose("PneumoniaMNIST, epoch 3", cells, 2, scale=2)
     for image in dull:
         wanted = image[0].numpy().repeat(2, axis=0).repeat(2, axis=1)
         windows = np.lib.stride_tricks.sliding_window_view(picture[:, :, 0], wanted.shape)

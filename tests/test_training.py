@@ -14,7 +14,7 @@ import torch
 from conftest import signal_in_step
 
 import dcgan
-import files
+from common import files
 
 CHECKPOINT = Path("models/phantom/checkpoint.pt")
 CLOCK = {"seconds", "images_per_second"}  # what may differ between two equal runs

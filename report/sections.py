@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import dataset
-import figures
-import metrics
+from common import dataset, metrics
+from report import plotting
 
 EXAMPLES = 10  # pairs of images in a row
 BLIND_TILES = 32
@@ -25,11 +24,11 @@ def collage(run, out, options):
     """Training images beside as many synthetic ones, neither chosen by hand."""
     count = min(options.COLLAGE_ROWS * options.COLLAGE_COLUMNS, len(run.images), len(run.synthetic))
     halves = {run.original: run.images[run.order[:count]], "synthetic": run.synthetic[:count]}
-    cells = [(name, figures.tile(x, options.COLLAGE_COLUMNS)) for name, x in halves.items()]
+    cells = [(name, plotting.tile(x, options.COLLAGE_COLUMNS)) for name, x in halves.items()]
     heading = f"Reel vs Real: {run.name}, {run.when}"
     alt = f"{count} {run.originals} beside {count} synthetic ones, {run.about}"
     path = out / "real_vs_synthetic.png"
-    return {"picture": figures.save_tiles(path, heading, cells, 2, options.SCALE, alt)}
+    return {"picture": plotting.save_tiles(path, heading, cells, 2, options.SCALE, alt)}
 
 
 def blind_test(run, out, options):
@@ -43,11 +42,11 @@ def blind_test(run, out, options):
     random = torch.Generator().manual_seed(options.SEED)
     order = torch.randperm(2 * count, generator=random)
     tiles = torch.cat([real[:count], synthetic[:count]])[order]
-    cells = [(f"{n}", figures.tile(image[None], 1)) for n, image in enumerate(tiles, start=1)]
+    cells = [(f"{n}", plotting.tile(image[None], 1)) for n, image in enumerate(tiles, start=1)]
     heading = f"{run.name}: which of these are {run.originals}?\nsynthetic ones from {run.when}"
     alt = "an image, from the training set or synthetic"
     path = out / "blind_test.png"
-    picture = figures.save_tiles(path, heading, cells, 8, options.SCALE, alt, below=True)
+    picture = plotting.save_tiles(path, heading, cells, 8, options.SCALE, alt, below=True)
     is_real = (order < count).tolist()
     return {
         "picture": picture,
@@ -76,44 +75,44 @@ def training(run, out, options):
     columns, scale = options.GRID_COLUMNS, options.SCALE
     if not run.grids:
         return {}
-    frames, tiles = [], {epoch: figures.tile(grid, columns) for epoch, grid in run.grids.items()}
+    frames, tiles = [], {epoch: plotting.tile(grid, columns) for epoch, grid in run.grids.items()}
     for epoch, picture in tiles.items():
         heading = f"{run.name}\nsynthetic images, epoch {epoch} {run.of_epochs}"
         path = out / "epochs" / f"epoch_{epoch:04d}.png"
-        figures.write_png(path, figures.compose(heading, [("", picture)], 1, scale), quiet=True)
-        frames.append(figures.compose(heading, [("", picture)], 1, options.GIF_SCALE))
+        plotting.write_png(path, plotting.compose(heading, [("", picture)], 1, scale), quiet=True)
+        frames.append(plotting.compose(heading, [("", picture)], 1, options.GIF_SCALE))
     tqdm.write(f"{out / 'epochs'}: {len(frames)} grids")
     path, greys = out / "training.gif", options.GIF_GREYS
     durations = [options.FRAME_MS] * (len(frames) - 1) + [options.LAST_FRAME_MS]
-    figures.write_gif(path, frames, greys, durations)
+    plotting.write_gif(path, frames, greys, durations)
 
-    chosen = spread(run.grids, GIF_FRAMES)
-    small = [figures.tile(run.grids[epoch][:GIF_TILES], columns) for epoch in chosen]
-    small = figures.film(small, [f"epoch {epoch} {run.of_epochs}" for epoch in chosen])
+    chosen = evenly_spaced(run.grids, GIF_FRAMES)
+    small = [plotting.tile(run.grids[epoch][:GIF_TILES], columns) for epoch in chosen]
+    small = plotting.film(small, [f"epoch {epoch} {run.of_epochs}" for epoch in chosen])
     alt = f"synthetic images from the same latents, epoch {chosen[0]} to {chosen[-1]}, {run.name}"
-    gif = figures.animation(path, small, greys, durations[-len(small) :], alt)
+    gif = plotting.animation(path, small, greys, durations[-len(small) :], alt)
 
     strips = [
-        (f"epoch {epoch}", figures.tile(run.grids[epoch][:EXAMPLES], EXAMPLES))
-        for epoch in spread(run.grids, options.PROGRESS_ROWS)
+        (f"epoch {epoch}", plotting.tile(run.grids[epoch][:EXAMPLES], EXAMPLES))
+        for epoch in evenly_spaced(run.grids, options.PROGRESS_ROWS)
     ]
     real = run.images[run.order[:EXAMPLES]]
-    strips.append((run.original, figures.tile(real, EXAMPLES)))
+    strips.append((run.original, plotting.tile(real, EXAMPLES)))
     heading = f"{run.name}\nsynthetic images from the same ten latents"
     alt = f"synthetic images from the same latents in a row for each epoch, {run.name}"
-    strips = figures.save_tiles(out / "training_progress.png", heading, strips, 1, scale, alt)
+    strips = plotting.save_tiles(out / "training_progress.png", heading, strips, 1, scale, alt)
 
     page, rows = {"gif": gif, "strips": strips}, run.history
     if rows:
         alt = f"Losses and the discriminator's opinions over {len(rows)} epochs, {run.name}"
-        page["losses"] = figures.save_curves(
+        page["losses"] = plotting.save_curves(
             out / "losses", lambda: draw_losses(rows, run.name), alt
         )
         page["last"] = rows[-1]
     return page
 
 
-def spread(epochs, count):
+def evenly_spaced(epochs, count):
     """Return at most count epochs, evenly spread, the first and the last among them."""
     epochs = [*epochs]
     places = np.linspace(0, len(epochs) - 1, count).round().astype(int)
@@ -122,18 +121,18 @@ def spread(epochs, count):
 
 def draw_losses(history, name):
     """Plot losses and the discriminator's opinions over epochs."""
-    figure, (upper, lower) = figures.over_epochs(f"{name}: training, mean of each epoch")
-    figures.plot(upper, history, "loss_discriminator", "discriminator", "C0")
-    figures.plot(upper, history, "loss_generator", "generator", "C1")
+    figure, (upper, lower) = plotting.over_epochs(f"{name}: training, mean of each epoch")
+    plotting.plot(upper, history, "loss_discriminator", "discriminator", "C0")
+    plotting.plot(upper, history, "loss_generator", "generator", "C1")
     upper.set_ylabel("loss (nats)")
     upper.set_ylim(bottom=0)
-    figures.plot(lower, history, "d_real", "D(x), real", "C0")
-    figures.plot(lower, history, "d_fake", "D(G(z)), synthetic", "C1")
+    plotting.plot(lower, history, "d_real", "D(x), real", "C0")
+    plotting.plot(lower, history, "d_fake", "D(G(z)), synthetic", "C1")
     lower.axhline(0.5, color="grey", linewidth=0.8, linestyle="--", label="cannot tell")
     lower.set_ylabel("probability of being real")
     lower.set_ylim(0, 1)
     for axes in (upper, lower):
-        figures.legend(axes)
+        plotting.legend(axes)
     return figure
 
 
@@ -141,38 +140,41 @@ def diversity(run, out, options):
     """Many images, the most alike among them, and means and spreads beside the real ones."""
     synthetic, scale = run.examined, options.SCALE
     real = run.images[run.order[: len(synthetic)]]
-    grid = [("", figures.tile(synthetic[:192], 12))]
+    grid = [("", plotting.tile(synthetic[:192], 12))]
     heading = f"{run.name}\nsynthetic images, {run.when}"
     alt = f"{min(192, len(synthetic))} synthetic images, {run.about}"
     page = {"n": len(synthetic), "n_real": len(real)}
-    page["grid"] = figures.save_tiles(out / "diversity.png", heading, grid, 1, scale, alt)
+    page["grid"] = plotting.save_tiles(out / "diversity.png", heading, grid, 1, scale, alt)
 
-    for key, images, kind in (("doubles", synthetic, "synthetic"), ("real", real, run.original)):
+    for key, images, kind in (
+        ("near_duplicates", synthetic, "synthetic"),
+        ("real", real, run.original),
+    ):
         distances, pairs = metrics.closest_pairs(images, EXAMPLES)
         if len(pairs) > 0:
             heading = f"{run.name}\nthe {kind} images most alike among {len(images):,}"
-            heading += f", {run.when}" if key == "doubles" else ""
+            heading += f", {run.when}" if key == "near_duplicates" else ""
             cells = [
-                (f"{distance:.1f}", figures.tile(images[pair], 1))
+                (f"{distance:.1f}", plotting.tile(images[pair], 1))
                 for distance, pair in zip(per_pixel(distances, images), pairs, strict=True)
             ]
             alt = f"two {kind} images that are much alike, one above the other"
-            path = out / f"most_alike_{'synthetic' if key == 'doubles' else 'real'}.png"
-            page[key] = figures.save_tiles(path, heading, cells, EXAMPLES, scale, alt, below=True)
+            path = out / f"most_alike_{'synthetic' if key == 'near_duplicates' else 'real'}.png"
+            page[key] = plotting.save_tiles(path, heading, cells, EXAMPLES, scale, alt, below=True)
 
     cells = []
     for kind, images in ((run.original, real), ("synthetic", synthetic)):
         x = images.double()
         cells.append((f"mean\n{kind}", picture_of(x.mean(0))))
-        cells.append((f"spread\n{kind}", picture_of(2 * x.std(0, correction=0))))
+        cells.append((f"standard deviation\n{kind}", picture_of(2 * x.std(0, correction=0))))
     heading = f"{run.name}, {run.when}\nmean and standard deviation (doubled)"
     alt = f"mean and standard deviation of each pixel, {run.original} and synthetic"
-    page["moments"] = figures.save_tiles(out / "mean_and_spread.png", heading, cells, 4, scale, alt)
+    page["moments"] = plotting.save_tiles(out / "mean_and_std.png", heading, cells, 4, scale, alt)
 
     sets = {run.original: real.flatten().numpy(), "synthetic": synthetic.flatten().numpy()}
-    page["greys"] = figures.save_curves(
+    page["greys"] = plotting.save_curves(
         out / "grey_levels",
-        lambda: figures.histogram(
+        lambda: plotting.histogram(
             f"{run.name}, {run.when}", sets, np.arange(0, 257, 4), "grey level", "pixels (%)"
         ),
         f"How often each grey level occurs in {run.original} and in synthetic images",
@@ -182,7 +184,7 @@ def diversity(run, out, options):
 
 def picture_of(pixels):
     """One image (C, 28, 28) of numbers as a picture."""
-    return figures.tile(pixels.round().clamp(0, 255).to(torch.uint8)[None], 1)
+    return plotting.tile(pixels.round().clamp(0, 255).to(torch.uint8)[None], 1)
 
 
 def per_pixel(distances, images):
@@ -209,7 +211,7 @@ def slerp(a, b, t):
 
 def one_label_each(run, n, random):
     """Label vectors to keep while the latents change; empty if the run has learned none."""
-    return dataset.draw_labels(run.last["labels"], n, random)
+    return dataset.draw_labels(run.last["label_counts"], n, random)
 
 
 def latent_space(run, out, options):
@@ -220,10 +222,10 @@ def latent_space(run, out, options):
     steps = torch.linspace(0, 1, WALK_STEPS).tolist()
     walks = torch.stack([slerp(*ends, t) for t in steps], 1).flatten(0, 1)
     drawn = run.draw(walks, one_label_each(run, WALKS, random).repeat_interleave(WALK_STEPS, 0))
-    cells = [("", figures.tile(drawn, WALK_STEPS))]
+    cells = [("", plotting.tile(drawn, WALK_STEPS))]
     heading = f"{run.name}, {run.when}\neach row: a walk from one latent to another"
     alt = f"{WALKS} rows of synthetic images, each changing gradually into another, {run.about}"
-    walks = figures.save_tiles(out / "walks.png", heading, cells, 1, options.SCALE, alt)
+    walks = plotting.save_tiles(out / "walks.png", heading, cells, 1, options.SCALE, alt)
 
     stops = torch.randn(LOOP_STOPS, LOOP_TILES, width, generator=random)
     path = [
@@ -232,14 +234,14 @@ def latent_space(run, out, options):
         for step in range(LOOP_STEPS)
     ]
     drawn = run.draw(torch.cat(path), one_label_each(run, LOOP_TILES, random).repeat(len(path), 1))
-    pictures = [figures.tile(images, LOOP_TILES // 2) for images in drawn.split(LOOP_TILES)]
+    pictures = [plotting.tile(images, LOOP_TILES // 2) for images in drawn.split(LOOP_TILES)]
     heading = f"{run.name}, {run.when}\na tour through {LOOP_STOPS} latents and back"
     scale, greys, durations = 2 * options.GIF_SCALE, options.GIF_GREYS, [LOOP_MS] * len(path)
-    frames = [figures.compose(heading, [("", picture)], 1, scale) for picture in pictures]
+    frames = [plotting.compose(heading, [("", picture)], 1, scale) for picture in pictures]
     path = out / "interpolation.gif"
-    figures.write_gif(path, frames, greys, durations)
-    frames = figures.film(pictures, [""] * len(pictures))
+    plotting.write_gif(path, frames, greys, durations)
+    frames = plotting.film(pictures, [""] * len(pictures))
     alt = f"synthetic images that change gradually and without end, {run.about}"
-    return {"walks": walks, "gif": figures.animation(path, frames, greys, durations, alt)} | {
+    return {"walks": walks, "gif": plotting.animation(path, frames, greys, durations, alt)} | {
         "stops": LOOP_STOPS
     }

@@ -15,9 +15,9 @@ import torch
 from torch.nn.functional import one_hot
 from tqdm import tqdm
 
-import phantom
-from files import replacing
-from settings import UserError
+from common import phantom
+from common.files import atomic_write
+from common.settings import UserError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # medmnist warns of a read-only home, where we write nothing
@@ -34,7 +34,6 @@ NAMES = list(INFO)
 KEYS = [f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")]
 SIZE = 28  # pixels, height and width
 NO_FINDING = "no finding"
-CHUNK = 500  # images drawn at once; the last bit of a pixel may depend on it
 
 TIMEOUT = 30  # seconds without a byte after which a server counts as stalled
 RETRIES = 2  # further tries after a server error or a broken connection
@@ -88,18 +87,12 @@ def to_pixels(images):
     return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-@torch.inference_mode()
-def draw(generator, latents, labels=None):
-    """Draw one uint8 image (N, C, 28, 28) for each latent (N, latent_dim), a few at a time.
-
-    labels: float (N, K), a label vector for each latent, if the generator wants them.
-    """
-    inputs = [latents] if labels is None else [latents, labels]
-    batches = zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True)
-    return torch.cat([to_pixels(generator(*batch)) for batch in batches])
+def to_hwc(images):
+    """uint8 (N, C, 28, 28) -> array (N, 28, 28), or (N, 28, 28, 3) for colour, as in MedMNIST."""
+    return images.permute(0, 2, 3, 1).squeeze(-1).numpy()
 
 
-def label_vectors(name, labels):
+def encode_labels(name, labels):
     """Return labels (N, L), as load returns them, as float vectors (N, K) of 0 and 1.
 
     Where an image can have several findings or none, as in ChestMNIST, K = L and each finding has
@@ -107,7 +100,7 @@ def label_vectors(name, labels):
     Raises UserError for labels that the data set cannot have.
     """
     names = label_names(name)
-    several = has_several(name)
+    several = is_multilabel(name)
     wanted, highest = (len(names), 1) if several else (1, len(names) - 1)
     if labels.shape[1] != wanted or labels.min() < 0 or labels.max() > highest:
         raise UserError(
@@ -123,37 +116,37 @@ def label_names(name):
     return list(INFO[name]["label"].values())
 
 
-def has_several(name):
+def is_multilabel(name):
     """Whether an image of a data set can have several labels, or none, and not just one."""
     return INFO[name]["task"].startswith("multi-label")
 
 
-def single_labels(name, tallied):
-    """Return {label: the vector of it alone, uint8 (K,)} for the labels that were tallied.
+def single_labels(name, label_counts):
+    """Return {label: the vector of it alone, uint8 (K,)} for the labels that were label_counts.
 
     Where an image can have none of them, the vector of zeros is called "no finding".
     """
-    names, rows = label_names(name), tallied["rows"]
+    names, rows = label_names(name), label_counts["rows"]
     alone = zip(names, torch.eye(len(names), dtype=torch.uint8), rows.T, strict=True)
     found = {label: vector for label, vector, column in alone if column.any()}
-    if has_several(name) and not rows.any(dim=1).all():
+    if is_multilabel(name) and not rows.any(dim=1).all():
         found[NO_FINDING] = torch.zeros(len(names), dtype=torch.uint8)
     return found
 
 
-def having(vectors, wanted):
+def has_labels(vectors, wanted):
     """Which label vectors (N, K) have the labels of one vector (K,), or none if that has none."""
     return vectors[:, wanted > 0].all(dim=1) if wanted.any() else ~vectors.any(dim=1)
 
 
-def file_labels(name, vectors):
-    """Return label vectors (N, K) as a file has them, uint8 (N, L); label_vectors undoes it."""
-    if has_several(name) or vectors.shape[1] == 0:
+def decode_labels(name, vectors):
+    """Return label vectors (N, K) as a file has them, uint8 (N, L); encode_labels undoes it."""
+    if is_multilabel(name) or vectors.shape[1] == 0:
         return vectors.to(torch.uint8)
     return vectors.argmax(dim=1, keepdim=True).to(torch.uint8)
 
 
-def tally(labels):
+def count_labels(labels):
     """Return the different rows of label vectors, uint8 (U, K), and how often each is there.
 
     Returns an empty dict for empty vectors, those of a run that learns no labels.
@@ -164,18 +157,18 @@ def tally(labels):
     return {"rows": rows, "counts": counts}
 
 
-def draw_labels(tallied, n, random):
-    """Draw n label vectors, float (n, K), as frequent together as in what was tallied.
+def draw_labels(label_counts, n, random):
+    """Draw n label vectors, float (n, K), as frequent together as in what was label_counts.
 
-    random: a torch.Generator. The vectors are empty if nothing was tallied.
+    random: a torch.Generator. The vectors are empty if nothing was label_counts.
     """
-    if not tallied:
+    if not label_counts:
         return torch.zeros(n, 0)
-    chosen = tallied["counts"].double().multinomial(n, replacement=True, generator=random)
-    return tallied["rows"][chosen].float()
+    chosen = label_counts["counts"].double().multinomial(n, replacement=True, generator=random)
+    return label_counts["rows"][chosen].float()
 
 
-def fingerprint(images, labels=None):
+def sha256(images, labels=None):
     """SHA-256 of images, and of label vectors if there are any.
 
     It tells whether two runs or a run and a report see the same ones.
@@ -245,7 +238,7 @@ def write_phantom(path):
     """Draw the phantom data set and write it in MedMNIST's layout."""
     print(f"drawing the phantom data set into {path}, once ...")
     arrays = {}
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         for seed, (split, n) in enumerate(phantom.SPLITS.items()):
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = phantom.make_split(n, seed)
         np.savez_compressed(file, **arrays)
@@ -257,7 +250,7 @@ def download(name, path):
     print(f"downloading {url} to {path}, once ...")
     for attempts_left in reversed(range(RETRIES + 1)):
         try:
-            with replacing(path) as file:
+            with atomic_write(path) as file:
                 digest = _md5()
                 for chunk in fetch(url):
                     digest.update(chunk)

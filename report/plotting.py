@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-import files
+from common import files
 
 GAP = 1  # image pixels between tiles
 DPI = 300  # of curves in PNG files, and as stated in pictures of tiles
@@ -127,7 +127,7 @@ def save_curves(path, draw, alt):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # it is laid out now; once is enough for all formats
         for suffix, date in ((".png", {}), (".pdf", {"CreationDate": None})):
-            with files.replacing(path.with_suffix(suffix)) as file:
+            with files.atomic_write(path.with_suffix(suffix)) as file:
                 figure.savefig(file, format=suffix[1:], dpi=DPI, facecolor="white", metadata=date)
         memory = io.BytesIO()
         figure.savefig(memory, format="svg", transparent=True, metadata={"Date": None})
@@ -190,7 +190,7 @@ def legend(axes):
 def write_png(path, picture, quiet=False):
     grey = (picture == picture[:, :, :1]).all()
     image = Image.fromarray(picture[:, :, 0] if grey else picture)
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         image.save(file, format="png", dpi=(DPI, DPI))
     if not quiet:
         tqdm.write(str(path))
@@ -198,7 +198,7 @@ def write_png(path, picture, quiet=False):
 
 def write_gif(path, frames, greys, durations):
     """Write an endless animation. frames: uint8 (H, W, 3); durations: ms, for each frame."""
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         file.write(gif(frames, greys, durations))
     tqdm.write(f"{path}: {len(frames)} frames")
 

@@ -1,19 +1,20 @@
-"""Files that are whole or not there, and the folders of a run, which belong to one process."""
+"""Files and folders that are written whole or not at all, and locks on them."""
 
 import contextlib
+import csv
+import io
 import os
-import re
 import secrets
 import shutil
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from settings import UserError
+from common.settings import UserError
 
 
 @contextlib.contextmanager
-def replacing(path):
+def atomic_write(path):
     """Yield a binary file that takes the place of path in one rename when the block ends well.
 
     When the block fails or the process dies, whatever stood at path before is untouched.
@@ -36,6 +37,16 @@ def replacing(path):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_csv(path, rows):
+    """Write a list of dicts with the same keys as a .csv file. Raises UserError."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
 
 
 @contextlib.contextmanager
@@ -76,19 +87,6 @@ def make_folder(folder):
     return Path(folder)
 
 
-def run_folder(parent, run_name):
-    """Return parent/run_name as a Path; nothing is created. Raises UserError for an odd name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_name):
-        raise UserError(
-            f"RUN_NAME={run_name}: legal are 1 to 100 letters, digits, '.', '_' and '-', "
-            f"the first one a letter or a digit; it names a folder in {parent}"
-        )
-    folder = Path(parent) / run_name
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder. Move it, or choose another RUN_NAME.")
-    return folder
-
-
 def lock(folder, doing="training the run", constant="RUN_NAME"):
     """Keep other processes off a folder until this one ends, however it ends. Raises UserError.
 
@@ -108,23 +106,3 @@ def lock(folder, doing="training the run", constant="RUN_NAME"):
             f"the folder {parent} is not writable: {error.strerror or error}. "
             "Change its permissions, or choose another folder."
         ) from None
-
-
-def set_aside(*folders):
-    """Rename folders of one run to the first free RUN-old-1, RUN-old-2, ... and return that name.
-
-    The number is the same for all of them; a folder that does not exist is passed over.
-    """
-    number = 1
-    while any(folder.with_name(f"{folder.name}-old-{number}").exists() for folder in folders):
-        number += 1
-    for folder in folders:
-        if folder.exists():
-            try:
-                folder.rename(folder.with_name(f"{folder.name}-old-{number}"))
-            except OSError as error:
-                raise UserError(
-                    f"{folder} cannot be renamed: {error.strerror or error}. "
-                    "Rename it by hand, or choose another RUN_NAME."
-                ) from None
-    return f"{folders[0].name}-old-{number}"

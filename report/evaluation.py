@@ -1,15 +1,14 @@
 """What the report measures of the synthetic images: all metrics, copies and failures.
 
-The public functions take and return what those in panels.py do.
+The public functions take and return what those in sections.py do.
 """
 
 import numpy as np
 import torch
 
-import dataset
-import figures
-import metrics
-from panels import EXAMPLES, per_pixel
+from common import dataset, metrics
+from report import plotting
+from report.sections import EXAMPLES, per_pixel
 
 LABEL_IMAGES = 1000  # drawn of each label
 
@@ -59,15 +58,19 @@ def by_label(run, out, options):
     latents = torch.randn(LABEL_IMAGES, run.trained["LATENT_DIM"], generator=random)
     seed, images = run.trained["SEED"], run.images
     varied = len(images) >= 40 and not (images == images[0]).all()
-    reference = metrics.prepare(images, images[run.order[:LABEL_IMAGES]], seed) if varied else None
+    reference = (
+        metrics.fit_reference(images, images[run.order[:LABEL_IMAGES]], seed) if varied else None
+    )
     cells, table = [], {}
-    for label, vector in dataset.single_labels(run.trained["DATASET"], run.last["labels"]).items():
+    for label, vector in dataset.single_labels(
+        run.trained["DATASET"], run.last["label_counts"]
+    ).items():
         synthetic = run.draw(latents, vector.float().expand(len(latents), -1))
-        real = images[run.order][dataset.having(run.labels[run.order], vector)]
+        real = images[run.order][dataset.has_labels(run.labels[run.order], vector)]
         few = torch.full_like(synthetic[:EXAMPLES], 255)  # white where there are no more real ones
         few[: len(real)] = real[:EXAMPLES]
-        cells.append((f"{label}, synthetic", figures.tile(synthetic[:EXAMPLES], EXAMPLES)))
-        cells.append((f"{label}, {run.original}", figures.tile(few, EXAMPLES)))
+        cells.append((f"{label}, synthetic", plotting.tile(synthetic[:EXAMPLES], EXAMPLES)))
+        cells.append((f"{label}, {run.original}", plotting.tile(few, EXAMPLES)))
         of_label = {"training": len(real)}
         if reference:
             of_label |= metrics.coverage_of_label(reference, real, synthetic, seed)
@@ -75,7 +78,7 @@ def by_label(run, out, options):
     heading = f"{run.name}, {run.when}\neach label from the same latents, one a column"
     alt = f"for each label a row of synthetic images, and one of {run.originals}, {run.about}"
     path = out / "labels.png"
-    picture = figures.save_tiles(path, heading, cells, 2, options.SCALE, alt)
+    picture = plotting.save_tiles(path, heading, cells, 2, options.SCALE, alt)
     return {"picture": picture, "table": table, "k": metrics.K}
 
 
@@ -88,7 +91,7 @@ def numbers(run, out, options):
         page |= {"table": table, "n": n}
     if measured and table:
         alt = f"Precision, recall, coverage and Frechet distance over the epochs, {run.name}"
-        page["curves"] = figures.save_curves(
+        page["curves"] = plotting.save_curves(
             out / "metrics", lambda: draw_metrics(measured, table, n, run), alt
         )
         best = max(measured, key=lambda row: row["coverage"])
@@ -108,18 +111,18 @@ def measure(run):
         return {}, n
     seed = trained["SEED"]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    real, reference = images[order[:n]], metrics.prepare(images, images[order[:n]], seed)
+    real, reference = images[order[:n]], metrics.fit_reference(images, images[order[:n]], seed)
     random = torch.Generator().manual_seed(seed)
     latents = torch.randn(n, trained["LATENT_DIM"], generator=random)
-    labels = dataset.draw_labels(run.last["labels"], n, random)
+    labels = dataset.draw_labels(run.last["label_counts"], n, random)
     sets = {
-        "synthetic": run.draw(latents, labels, trained["PRECISION"]),
+        "synthetic": run.draw(latents, labels, trained["DTYPE"]),
         "floor": images[order[n : 2 * n]],
         "gaussian": metrics.gaussian_reference(images, n, seed),
     }
     table = {}
     for name, others in sets.items():
-        table[name] = metrics.measure(reference, others)
+        table[name] = metrics.evaluate(reference, others)
         ours = metrics.features(others, reference["mean"], reference["basis"])
         near = reference["features"], ours
         table[name]["density"] = metrics.density(*near, reference["radii"])
@@ -128,10 +131,10 @@ def measure(run):
             table[name][f"detail_{pixels}"] = distance
     if run.near_held_out is not None and run.near_held_out[0].median() > 0:
         usual = run.near_held_out[0]
-        table["synthetic"] |= metrics.nearness(run.near_synthetic[0], usual)
-        table["floor"] |= metrics.nearness(usual, usual)
+        table["synthetic"] |= metrics.memorisation_scores(run.near_synthetic[0], usual)
+        table["floor"] |= metrics.memorisation_scores(usual, usual)
         near = metrics.nearest_image(sets["gaussian"], images)[0]
-        table["gaussian"] |= metrics.nearness(near, usual)
+        table["gaussian"] |= metrics.memorisation_scores(near, usual)
     # Where training was on other hardware, its last digits may differ: the log is what counts.
     logged = {key: run.row[key] for key in table["synthetic"] if key in run.row}
     table["synthetic"] |= logged
@@ -142,13 +145,13 @@ def draw_metrics(history, table, n, run):
     """Plot what was measured over the epochs, and what real images would reach."""
     floor, gaussian = table["floor"], table["gaussian"]
     title = f"{run.name}\n{n:,} synthetic against {n:,} {run.originals}; dashed: {n:,} others"
-    figure, (upper, lower) = figures.over_epochs(title)
+    figure, (upper, lower) = plotting.over_epochs(title)
     for number, key in enumerate(("precision", "recall", "coverage")):
-        figures.plot(upper, history, key, key, f"C{number}")
+        plotting.plot(upper, history, key, key, f"C{number}")
         upper.axhline(floor[key], color=f"C{number}", linewidth=0.8, linestyle="--")
     upper.set_ylabel("share of images")
     upper.set_ylim(0, 1)
-    figures.plot(lower, history, "frechet", "synthetic", "C0")
+    plotting.plot(lower, history, "frechet", "synthetic", "C0")
     lower.axhline(floor["frechet"], color="C0", linewidth=0.8, linestyle="--", label=run.original)
     grey = {"color": "grey", "linewidth": 1, "linestyle": ":"}
     lower.axhline(gaussian["frechet"], label="Gaussian", **grey)
@@ -156,7 +159,7 @@ def draw_metrics(history, table, n, run):
     lower.set_yscale("log")
     lower.yaxis.set_major_formatter("{x:g}")
     for axes in (upper, lower):
-        figures.legend(axes)
+        plotting.legend(axes)
     return figure
 
 
@@ -171,12 +174,12 @@ def copies(run, out, options):
         page["n_held_out"] = len(run.held_out)
         sets["held-out"] = per_pixel(run.near_held_out[0], run.images)
         if run.near_held_out[0].median() > 0:
-            page |= metrics.nearness(run.near_synthetic[0], run.near_held_out[0])
+            page |= metrics.memorisation_scores(run.near_synthetic[0], run.near_held_out[0])
     highest = max(max(values) for values in sets.values()) or 1.0
     bins = np.linspace(0, highest, 61)
-    page["distances"] = figures.save_curves(
+    page["distances"] = plotting.save_curves(
         out / "distances",
-        lambda: figures.histogram(
+        lambda: plotting.histogram(
             f"{run.name}, {run.when}",
             sets,
             bins,
@@ -211,11 +214,11 @@ def nearest_panel(run, path, options, kind, furthest):
     for i in order.tolist():
         number = f"\nno. {i}" if ours else ""
         pair = torch.stack([images[i], run.images[places[i]]])
-        cells.append((f"{distances[i]:.1f}{number}", figures.tile(pair, 1)))
+        cells.append((f"{distances[i]:.1f}{number}", plotting.tile(pair, 1)))
     name = "synthetic" if ours else f"held-out ({run.held_out_split})"
     extreme = "furthest from" if furthest else "nearest to"
     heading = f"{run.name}, {run.when if ours else 'real images'}\n{name} images {extreme} the "
     heading += "training set; below, its nearest"
     alt = f"above a {name} image, below the training image nearest to it"
     scale = options.SCALE
-    return figures.save_tiles(path, heading, cells, EXAMPLES, scale, alt, below=True)
+    return plotting.save_tiles(path, heading, cells, EXAMPLES, scale, alt, below=True)

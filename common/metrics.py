@@ -10,10 +10,24 @@ import torch
 from torch.nn.functional import pad
 
 CHUNK = 1024  # rows of a distance or kernel matrix that are in memory at once
+MIN_IMAGES = 20  # below it no metric is computed
 K = 5  # nearest neighbours, as in Naeem et al. 2020
 PATCH = 7  # pixels, height and width, as in Karras et al. 2018
 PATCHES = 16  # random positions per image and pyramid level
 DIRECTIONS = 128  # random projections of the patches
+
+
+def split_real(images, n, seed=0):
+    """Return two disjoint random sets of n real images each: one to compare with, one to compare.
+
+    n: at most half of the images. Shapes: uint8 (N, C, 28, 28) -> two of (n, C, 28, 28). None if n
+    is below MIN_IMAGES or all images are the same: five neighbours among so few mean nothing.
+    """
+    n = min(n, len(images) // 2)
+    if n < MIN_IMAGES or (images == images[0]).all():
+        return None
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images[order[:n]], images[order[n : 2 * n]]
 
 
 def fit_features(real, components=64, at_most=10_000, seed=0):
@@ -112,7 +126,7 @@ def precision(real, synthetic, radii=None, k=K):
     radii (N,) of the real features where already known -> a number. Range: [0, 1]. Higher is
     better. Source: Kynkaanniemi et al. 2019, section 2.
     """
-    return float(inside(real, synthetic, radii, k).any(0).double().mean())
+    return float(in_knn_ball(real, synthetic, radii, k).any(0).double().mean())
 
 
 def recall(real, synthetic, k=K):
@@ -132,7 +146,7 @@ def density(real, synthetic, radii=None, k=K):
     Range: [0, N / k]. Higher is better up to about 1, where images like the real ones are; above,
     they crowd where real ones are dense. Source: Naeem et al. 2020, section 3.2.
     """
-    return float(inside(real, synthetic, radii, k).sum(0).double().mean()) / k
+    return float(in_knn_ball(real, synthetic, radii, k).sum(0).double().mean()) / k
 
 
 def coverage(real, synthetic, radii=None, k=K):
@@ -142,7 +156,7 @@ def coverage(real, synthetic, radii=None, k=K):
     Range: [0, 1]. Higher is better; as many images like the real ones reach about 1 - 2^-k, and it
     grows with M. Source: Naeem et al. 2020, section 3.2.
     """
-    return float(inside(real, synthetic, radii, k).any(1).double().mean())
+    return float(in_knn_ball(real, synthetic, radii, k).any(1).double().mean())
 
 
 def fine_detail(real, synthetic, seed=0):
@@ -176,10 +190,12 @@ def memorisation(synthetic, train, held_out):
     """
     for images in (synthetic, train, held_out):
         check_images(images)
-    return nearness(nearest_image(synthetic, train)[0], nearest_image(held_out, train)[0])
+    return memorisation_scores(
+        nearest_image(synthetic, train)[0], nearest_image(held_out, train)[0]
+    )
 
 
-def nearness(suspects, innocents):
+def memorisation_scores(suspects, innocents):
     """Return what `memorisation` does, from distances already known.
 
     suspects, innocents: d(synthetic) and d(held_out), double (M,), (H,), as `nearest_image` gives.
@@ -244,8 +260,8 @@ def gaussian_reference(images, n, seed=0):
     return pixels.round().clamp(0, 255).to(torch.uint8).view(n, *images.shape[1:])
 
 
-def prepare(images, real, seed=0):
-    """Return what `measure` compares synthetic images with.
+def fit_reference(images, real, seed=0):
+    """Return what `evaluate` compares synthetic images with.
 
     images: all training images, for the features; real: those compared with. Both uint8
     (N, C, 28, 28). Returns a dict of tensors and the number "n" of real images.
@@ -256,15 +272,15 @@ def prepare(images, real, seed=0):
     return {"n": len(real), "mean": mean, "basis": basis, "features": real, "radii": radii}
 
 
-def measure(reference, synthetic):
-    """Return the cheap numbers of as many synthetic images as `prepare` got real ones.
+def evaluate(reference, synthetic):
+    """Return the cheap numbers of as many synthetic images as `fit_reference` got real ones.
 
     synthetic: uint8 (n, C, 28, 28). Returns {"precision", "recall", "coverage", "frechet": number},
     which see.
     """
     ours = features(synthetic, reference["mean"], reference["basis"])
     real = reference["features"]
-    near = inside(real, ours, reference["radii"], K)  # precision and coverage from one matrix
+    near = in_knn_ball(real, ours, reference["radii"], K)  # precision and coverage from one matrix
     numbers = {
         "precision": float(near.any(0).double().mean()),
         "recall": recall(real, ours),
@@ -277,9 +293,9 @@ def measure(reference, synthetic):
 def coverage_of_label(reference, real, synthetic, seed=0):
     """Return how well synthetic images of one label cover the real ones of that label.
 
-    Formula: as for `coverage`, on the features of `prepare`, with n random images of each; the
+    Formula: as for `coverage`, on the features of `fit_reference`, with n random images of each; the
     floor is that of n other real ones. n is the same for both, at most half of the real images, and
-    no more than `prepare` got. Shapes: uint8 (N, C, 28, 28), (M, C, 28, 28) -> {"n": number,
+    no more than `fit_reference` got. Shapes: uint8 (N, C, 28, 28), (M, C, 28, 28) -> {"n": number,
     "coverage": a, "floor": b}; a and b are None if n is below 20, too few to say anything. Range:
     [0, 1]. Higher is better, and it grows with n: compare labels with their floors, not with each
     other. Source: ours, after Naeem et al. 2020, section 3.2.
@@ -315,7 +331,7 @@ def distances(a, b):
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def inside(centres, points, radii, k):
+def in_knn_ball(centres, points, radii, k):
     """Whether point j is in the ball around centre i: bool (N, M). Radii are computed if None."""
     check_features(centres, points)
     radii = neighbour_radii(centres, k) if radii is None else radii

@@ -1,4 +1,4 @@
-"""Where to compute, and in which number format."""
+"""The device to compute on, and the dtype to compute in."""
 
 import os
 import platform
@@ -8,20 +8,22 @@ from pathlib import Path
 
 import torch
 
-from settings import UserError
+from common.settings import UserError
 
 
 def choose_device(wanted):
     """Return the torch.device for "auto", "cpu" or "cuda". Raises UserError without CUDA."""
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError('DEVICE=cuda: torch finds no CUDA device here; legal are "cpu" and "auto"')
+        raise UserError(
+            'DEVICE=cuda: torch finds no CUDA device here. Legal values are "cpu" and "auto"'
+        )
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)
 
 
 def describe(device):
-    """Name a device as a start-up message does."""
+    """Name a device in words, for the start-up summary and reports."""
     if device.type == "cuda":
         return f"cuda, {torch.cuda.get_device_name(device)}"
     return f"cpu, {torch.get_num_threads()} threads"
@@ -34,7 +36,7 @@ def cpu_name():
 
 
 def machine(device):
-    """Return where, with what and when a run is trained, {heading: text}, for its report."""
+    """Return the hardware, the versions and today's date, {heading: text}, for reports."""
     return {
         "Hardware": f"{describe(device)}; {cpu_name()}, {os.cpu_count()} virtual cores",
         "Versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
@@ -43,8 +45,8 @@ def machine(device):
     }
 
 
-def choose_precision(wanted, device):
-    """Return the number format of convolutions for "auto", "float32" or "bfloat16", and why."""
+def choose_dtype(wanted, device):
+    """Return the dtype of convolutions for "auto", "float32" or "bfloat16", and why, in words."""
     if wanted != "auto":
         return wanted, "as set"
     if device.type == "cuda":
@@ -55,3 +57,8 @@ def choose_precision(wanted, device):
     if fast:
         return "bfloat16", "this hardware computes in it"
     return "float32", "this hardware has no fast bfloat16"
+
+
+def autocast(device, dtype):
+    """The context in which convolutions compute in "float32" or "bfloat16"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

@@ -1,0 +1,74 @@
+"""The folders of runs: where they are, what is kept in them, and how one is archived."""
+
+import re
+from pathlib import Path
+
+from common.settings import UserError
+
+
+def run_folder(parent, run_name):
+    """Return parent/run_name as a Path; nothing is created. Raises UserError for an odd name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_name):
+        raise UserError(
+            f"RUN_NAME={run_name}: legal are 1 to 100 letters, digits, '.', '_' and '-', "
+            f"the first one a letter or a digit; it names a folder in {parent}"
+        )
+    folder = Path(parent) / run_name
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder. Move it, or choose another RUN_NAME.")
+    return folder
+
+
+def find_run(models_dir, run_name):
+    """Return the folder of a run, by default of the one trained last. Raises UserError if none."""
+    if run_name:
+        return run_folder(models_dir, run_name)
+    checkpoints = Path(models_dir).glob("*/checkpoint.pt")
+    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise UserError(f"{models_dir} holds no run yet; first run python train_model.py")
+    return newest.parent
+
+
+def find_snapshots(folder):
+    """Return {epoch: path} of the generators that a run has kept, in the order of epochs."""
+    names = ((re.fullmatch(r"generator_epoch_(\d+)", p.stem), p) for p in folder.glob("*.pt"))
+    return dict(sorted((int(match[1]), path) for match, path in names if match))
+
+
+def choose_epoch(wanted, snapshots, history):
+    """Return the epoch that "best" or a number in a text means. Raises UserError if not kept.
+
+    The best one is that of the highest coverage.
+    """
+    coverage = {row["epoch"]: row["coverage"] for row in history if "coverage" in row}
+    measured = coverage.keys() & snapshots.keys()
+    if wanted == "best" and measured:
+        return max(sorted(measured), key=coverage.get)
+    if wanted.isdecimal() and int(wanted) in snapshots:
+        return int(wanted)
+    kept = ", ".join(str(epoch) for epoch in snapshots) or "none so far"
+    raise UserError(
+        f'EPOCH={wanted}: legal are "last", "best" if coverage was measured, and the epochs '
+        f"of which a generator was kept: {kept}"
+    )
+
+
+def archive(*folders):
+    """Rename folders of one run to the first free RUN-old-1, RUN-old-2, ... and return that name.
+
+    The number is the same for all of them; a folder that does not exist is passed over.
+    """
+    number = 1
+    while any(folder.with_name(f"{folder.name}-old-{number}").exists() for folder in folders):
+        number += 1
+    for folder in folders:
+        if folder.exists():
+            try:
+                folder.rename(folder.with_name(f"{folder.name}-old-{number}"))
+            except OSError as error:
+                raise UserError(
+                    f"{folder} cannot be renamed: {error.strerror or error}. "
+                    "Rename it by hand, or choose another RUN_NAME."
+                ) from None
+    return f"{folders[0].name}-old-{number}"

@@ -1,0 +1,33 @@
+"""Draws images from a trained generator."""
+
+import torch
+
+from common import hardware
+from common.dataset import draw_labels, to_pixels
+
+CHUNK = 500  # images drawn at once; the last bit of a pixel may depend on it
+
+
+@torch.inference_mode()
+def draw(generator, latents, labels=None):
+    """Draw one uint8 image (N, C, 28, 28) for each latent (N, latent_dim), CHUNK at a time.
+
+    labels: float (N, K), a label vector for each latent, if the generator is conditional.
+    """
+    inputs = [latents] if labels is None else [latents, labels]
+    batches = zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True)
+    return torch.cat([to_pixels(generator(*batch)) for batch in batches])
+
+
+def sample(generator, label_counts, n, seed, dtype="float32"):
+    """Draw n images, uint8 (n, C, 28, 28) on the CPU, from latents that the seed determines.
+
+    label_counts: as dataset.count_labels returns; labels are as frequent together as there.
+    dtype: of the convolutions, "float32" or "bfloat16".
+    """
+    random = torch.Generator().manual_seed(seed)
+    latents = torch.randn(n, generator.latent_dim, generator=random)
+    labels = draw_labels(label_counts, n, random)
+    device = next(generator.parameters()).device
+    with hardware.autocast(device, dtype):
+        return draw(generator, latents.to(device), labels.to(device)).cpu()

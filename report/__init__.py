@@ -1,0 +1,1 @@
+"""What generate_report.py draws."""
