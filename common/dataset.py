@@ -2,10 +2,6 @@
 
 import difflib
 import hashlib
-import http.client
-import time
-import urllib.error
-import urllib.request
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.functional import one_hot
-from tqdm import tqdm
 
-from common import phantom
+from common import download, phantom
 from common.files import atomic_write
 from common.settings import UserError
 
@@ -34,10 +29,6 @@ NAMES = list(INFO)
 KEYS = [f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")]
 SIZE = 28  # pixels, height and width
 NO_FINDING = "no finding"
-
-TIMEOUT = 30  # seconds without a byte after which a server counts as stalled
-RETRIES = 2  # further tries after a server error or a broken connection
-PAUSE = 3  # seconds before a further try
 
 
 def title(name):
@@ -68,7 +59,7 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0):
         if name == "phantom":
             write_phantom(path)
         else:
-            download(name, path)
+            download.download(name, path, INFO[name]["url"], INFO[name]["MD5"])
     images, labels = read_split(path, split, name)
     if fraction < 1.0:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
@@ -179,19 +170,21 @@ def sha256(images, labels=None):
     return digest.hexdigest()
 
 
+def is_official(name, path):
+    """Whether a file is MedMNIST's own, by its MD5; False for the phantom."""
+    if name == "phantom":
+        return False
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, download.md5).hexdigest() == INFO[name]["MD5"]
+
+
 def provenance(name, path):
-    """Say in words whether a file is the official one."""
+    """Return in words where a file comes from."""
     if name == "phantom":
         return "drawn by phantom.py: computer-drawn phantoms, not patients"
-    with open(path, "rb") as file:
-        md5 = hashlib.file_digest(file, _md5).hexdigest()
-    if md5 == INFO[name]["MD5"]:
+    if is_official(name, path):
         return "the official file (MD5 agrees)"
     return "not the official file (its MD5 differs), used as it is"
-
-
-def _md5():
-    return hashlib.md5(usedforsecurity=False)  # or machines in FIPS mode refuse
 
 
 def read_split(path, split, name):
@@ -242,61 +235,3 @@ def write_phantom(path):
         for seed, (split, n) in enumerate(phantom.SPLITS.items()):
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = phantom.make_split(n, seed)
         np.savez_compressed(file, **arrays)
-
-
-def download(name, path):
-    """Fetch a data set from MedMNIST's own address and check its MD5. Raises UserError."""
-    url, md5 = INFO[name]["url"], INFO[name]["MD5"]
-    print(f"downloading {url} to {path}, once ...")
-    for attempts_left in reversed(range(RETRIES + 1)):
-        try:
-            with atomic_write(path) as file:
-                digest = _md5()
-                for chunk in fetch(url):
-                    digest.update(chunk)
-                    file.write(chunk)
-                if digest.hexdigest() != md5:
-                    raise DownloadError(f"its MD5 is {digest.hexdigest()}, not {md5}")
-            return
-        except DownloadError as error:
-            if error.may_pass and attempts_left:
-                print(f"{error}; trying again in {PAUSE} s ...")
-                time.sleep(PAUSE)
-                continue
-            raise UserError(
-                f"{name} could not be downloaded: {error}.\n"
-                f"  from:    {url}\n"
-                f"  by hand: put the file at {path} (its MD5 is {md5})\n"
-                "  without a network: python train_model.py --DATASET=phantom"
-            ) from None
-
-
-class DownloadError(Exception):
-    """A download failed; may_pass tells a passing trouble from a lasting one."""
-
-    def __init__(self, cause, may_pass=False):
-        super().__init__(cause)
-        self.may_pass = may_pass
-
-
-def fetch(url):
-    """Yield the bytes behind a URL in chunks, with a progress bar. Raises DownloadError."""
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            size, received = response.length or 0, 0
-            with tqdm(total=size or None, unit="B", unit_scale=True, disable=None) as bar:
-                while chunk := response.read(1 << 16):
-                    received += len(chunk)
-                    bar.update(len(chunk))
-                    yield chunk
-    except urllib.error.HTTPError as error:
-        cause = f"the server answered {error.code} {error.reason}"
-        raise DownloadError(cause, may_pass=error.code >= 500) from None
-    except TimeoutError:
-        raise DownloadError(f"the server sent nothing for {TIMEOUT} s", may_pass=True) from None
-    except (OSError, http.client.HTTPException) as error:
-        cause = f"the connection failed ({getattr(error, 'reason', None) or error})"
-        raise DownloadError(cause, may_pass=True) from None
-    if received < size:
-        cause = f"the connection broke after {received:,} of {size:,} bytes"
-        raise DownloadError(cause, may_pass=True)
