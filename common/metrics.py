@@ -208,7 +208,7 @@ def memorisation_scores(synthetic_distances, held_out_distances):
     """
     median = held_out_distances.quantile(0.5)
     if median == 0:
-        raise ValueError("most held-out images are training images too: ratio needs a median above 0")
+        raise ValueError("the ratio needs held-out images that are not training images")
     share = (synthetic_distances <= held_out_distances.quantile(0.01)).double().mean()
     return {"ratio": float(synthetic_distances.quantile(0.5) / median), "share": float(share)}
 
