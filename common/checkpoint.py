@@ -301,11 +301,6 @@ def resume(saved, run, progress, model, path):
                 f"{folder} was trained with another {name} than train_model.py has now. Undo the "
                 "change, choose another RUN_NAME, or archive the run with --RESUME=never"
             )
-    for network, arguments in run.model_args.items():
-        for name, value in arguments.items():
-            old = saved["model_args"].get(network, {}).get(name, "absent")
-            if value != old:
-                refuse_architecture(path, f"{name} of the {network} was {old!r} and is {value!r}")
     for name, part in fields(model).items():
         restore(part, saved[name], path)
     for name, fresh in (fields(progress) | {"fixed_latents": run.fixed_latents}).items():
