@@ -43,7 +43,7 @@ DATA_DIR = ""  # folder of that file; empty: the one the run was trained from
 IMAGES_DIR = "images"  # where generate_report.py draws, too
 OUT = ""  # a folder that does not exist yet; empty: IMAGES_DIR/RUN_NAME/export
 
-AS_TRAINED = "as in the training set"
+_AS_TRAINED = "as in the training set"
 
 
 def main():
@@ -95,19 +95,19 @@ def choose_labels(saved, folder):
     """
     seen, name = saved["label_counts"], saved["settings"]["DATASET"]
     if not seen:
-        if LABELS != AS_TRAINED:
+        if LABELS != _AS_TRAINED:
             raise UserError(
                 f"LABELS={LABELS}: {folder} was trained without labels. Train a run with "
                 "--CONDITIONAL=True, or leave LABELS out."
             )
         return {}, "none, the run was trained without"
-    if LABELS == AS_TRAINED:
+    if LABELS == _AS_TRAINED:
         return seen, f"as frequent and as combined as in {seen['counts'].sum():,} training images"
     legal, several = dataset.single_labels(name, seen), dataset.is_multilabel(name)
     given = [label.strip() for label in LABELS.split("+")]
     for label in given:
         if label not in legal:
-            quoted = ", ".join(f'"{word}"' for word in [AS_TRAINED, *legal])
+            quoted = ", ".join(f'"{word}"' for word in [_AS_TRAINED, *legal])
             mix = ", or several joined by +" if several else ""
             raise UserError(
                 f"LABELS={LABELS}: no training image of {folder} has the label {label!r}. "

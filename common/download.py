@@ -35,10 +35,10 @@ def download(name, path, url, wanted_md5):
                 time.sleep(PAUSE)
                 continue
             raise UserError(
-                f"{name} could not be downloaded: {error}.\n"
-                f"  from:    {url}\n"
-                f"  by hand: put the file at {path} (its MD5 is {wanted_md5})\n"
-                "  without a network: python train_model.py --DATASET=phantom"
+                f"{name} could not be downloaded: {error}.",
+                f"  from:    {url}",
+                f"  by hand: put the file at {path} (its MD5 is {wanted_md5})",
+                "  without a network: python train_model.py --DATASET=phantom",
             ) from None
 
 
