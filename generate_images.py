@@ -8,11 +8,17 @@ The .npz has MedMNIST's layout and the data set's name: medmnist's classes load 
 real file. Every constant below can be changed here or on the command line.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
+from common import startup
+
+if __name__ == "__main__":
+    startup.begin()  # before torch, which takes seconds
+
 import csv
 import hashlib
-import os
-import signal
-import sys
 import textwrap
 import zipfile
 from pathlib import Path
@@ -22,8 +28,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from common import checkpoint, dataset, files, runs, sampling, settings
+from common import checkpoint, dataset, files, runs, sampling
 from common.settings import UserError
 
 # --- Run ---
@@ -234,11 +239,4 @@ def describe(saved, folder, path, sha256, n, about_labels, real):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    settings.override(globals())
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written")
-        sys.exit(130)
+    startup.run(lambda constants: main(), globals())

@@ -19,6 +19,7 @@ import io
 import os
 import re
 import tokenize
+import unicodedata
 
 RENAMED = {"PRECISION": "DTYPE"}  # constants of earlier versions, and their names now
 
@@ -190,11 +191,11 @@ def legal(name, value, allowed):
 def legal_string(name, value):
     """Return a string, with the home folder for ~ if it names a folder. Raises UserError."""
     try:
-        usable = b"\0" not in os.fsencode(value)
+        os.fsencode(value)
     except UnicodeEncodeError:
-        usable = False
-    if not usable:
         refuse(f"{name}={value}: legal is a string that can be the name of a file")
+    if any(unicodedata.category(letter) == "Cc" for letter in value):  # a terminal would obey them
+        refuse(f"{name}={value}: legal is a string without control characters")
     if not (name.endswith("_DIR") or name == "OUT"):
         return value
     path = os.path.expanduser(value)
