@@ -84,7 +84,7 @@ def main():
         else:
             write_pngs(hidden, generator, label_counts, n, saved)
         about = describe(saved, folder, path, sha256, n, about_labels, real)
-        (hidden / "ABOUT.txt").write_text(about, encoding="utf-8")
+        (hidden / "ABOUT.txt").write_text(about, "utf-8", "backslashreplace")
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}")
     if FORMAT == "npz" and name != "phantom":
         title = dataset.title(name)

@@ -66,14 +66,19 @@ def atomic_write(path):
             temporary.unlink(missing_ok=True)
 
 
+def write(path, content):
+    """Write bytes to path atomically. Raises UserError."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
 def write_csv(path, rows):
     """Write a list of dicts with the same keys as a .csv file. Raises UserError."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    write(path, text.getvalue().encode())
 
 
 @contextlib.contextmanager
