@@ -19,7 +19,6 @@ if __name__ == "__main__":
 import copy
 import shlex
 import time
-from datetime import timedelta
 
 import torch
 import torch.nn.functional as F
@@ -313,12 +312,7 @@ def end_epoch(n, run, progress, model, folder, reference):
         )
         row |= metrics.evaluate(reference, synthetic)
     progress.history.append(row | {"data_set": dataset.title(DATASET)})
-    left = timedelta(seconds=round(progress.seconds * (EPOCHS - row["epoch"])))
-    line = f"epoch {row['epoch']}/{EPOCHS}, {speed:.0f} images/s, {status.describe_means(row)}"
-    line += f", {status.describe_metrics(row)}" if reference else ""
-    line += f", {left} left" + (f"\n{status.COLLAPSE}" if status.looks_collapsed(row) else "")
-    if better := status.better_epoch(progress.history):
-        line += f"\ncoverage was higher in epoch {better['epoch']}: {better['coverage']:.2f}"
+    line = status.describe_epoch(progress.history, EPOCHS)
 
     progress.epoch += 1
     progress.images_seen, progress.seconds = 0, 0.0

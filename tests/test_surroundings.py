@@ -368,10 +368,11 @@ def test_the_style_of_the_user_changes_no_byte(rc):
 
 
 def test_no_configuration_of_matplotlib_keeps_a_script_from_starting(monkeypatch):
-    Path("matplotlibrc").write_bytes(b"font.size: 20\nlines.nonsense: \xff\n")
+    Path("rc").write_bytes(b"font.size: 20\nlines.nonsense: \xff\n")
     code = f"import sys; sys.path.insert(0, {str(REPO)!r}); from common import startup; "
     code += "startup.begin(); import matplotlib; print(matplotlib.rcParams['font.size'])"
     monkeypatch.setenv("MPLBACKEND", "nonsense")
+    monkeypatch.setenv("MATPLOTLIBRC", "rc")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("10.0\n", "")
 
