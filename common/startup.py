@@ -109,9 +109,6 @@ def run(main, namespace, memory=()):
         signal.signal(signal.SIGINT, lambda number, _: end_at_once(number, line=""))
         print("\ninterrupted; every file is complete, or as it was before")
         sys.exit(130)
-    except settings.UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
     finally:
         for timer in timers:
             timer.cancel()
@@ -141,7 +138,7 @@ def catch_signals():
         yield asked
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: of C
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, signal_in_step
+from conftest import REPO
 
 import train_model
 from common import checkpoint, settings, startup
@@ -238,16 +238,22 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 def test_a_signal_writes_a_checkpoint_and_the_handlers_are_put_back(
     main, monkeypatch, number, status
 ):
-    seen, save_run = [], checkpoint.save_run
+    seen, steps, save_run, loss = [], [], checkpoint.save_run, train_model.generator_loss
 
     def save(run, progress, *others):
         seen.append(progress.images_seen)
         save_run(run, progress, *others)
 
+    def loss_with_signal(logits):
+        steps.append(1)
+        if len(steps) == 2:
+            signal.raise_signal(number)
+        return loss(logits)
+
+    monkeypatch.setattr(train_model, "generator_loss", loss_with_signal)
     monkeypatch.setattr(checkpoint, "save_run", save)
     before = [signal.signal(each, lambda *_: None) for each in SIGNALS]
     ours = [signal.getsignal(each) for each in SIGNALS]
-    signal_in_step(2, number, monkeypatch)
     try:
         assert main() == status
         assert [signal.getsignal(each) for each in SIGNALS] == ours
