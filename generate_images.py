@@ -8,11 +8,17 @@ The .npz has MedMNIST's layout and the data set's name: medmnist's classes load 
 real file. Every constant below can be changed here or on the command line.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
+from common import startup
+
+if __name__ == "__main__":
+    startup.begin()  # before torch, which takes seconds
+
 import csv
 import hashlib
-import os
-import signal
-import sys
 import textwrap
 import zipfile
 from pathlib import Path
@@ -22,8 +28,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from common import checkpoint, dataset, files, runs, sampling, settings
+from common import checkpoint, dataset, files, runs, sampling
 from common.settings import UserError
 
 # --- Run ---
@@ -43,7 +48,7 @@ DATA_DIR = ""  # folder of that file; empty: the one the run was trained from
 IMAGES_DIR = "images"  # where generate_report.py writes, too
 OUT = ""  # a folder that does not exist yet; empty: IMAGES_DIR/RUN_NAME/export
 
-AS_TRAINED = "as in the training set"
+_AS_TRAINED = "as in the training set"
 
 
 def main():
@@ -79,7 +84,7 @@ def main():
         else:
             write_pngs(hidden, generator, label_counts, n, saved)
         about = describe(saved, folder, path, sha256, n, about_labels, real)
-        (hidden / "ABOUT.txt").write_text(about, encoding="utf-8")
+        (hidden / "ABOUT.txt").write_text(about, "utf-8", "backslashreplace")
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}")
     if FORMAT == "npz" and name != "phantom":
         title = dataset.title(name)
@@ -96,19 +101,19 @@ def choose_labels(saved, folder):
     """
     seen, name = saved["label_counts"], saved["settings"]["DATASET"]
     if not seen:
-        if LABELS != AS_TRAINED:
+        if LABELS != _AS_TRAINED:
             raise UserError(
                 f"LABELS={LABELS}: {folder} was trained without labels. Train a run with "
                 "--CONDITIONAL=True, or leave LABELS out."
             )
         return {}, "none, the run was trained without"
-    if LABELS == AS_TRAINED:
+    if LABELS == _AS_TRAINED:
         return seen, f"as frequent and as combined as in {seen['counts'].sum():,} training images"
     legal, multilabel = dataset.single_labels(name, seen), dataset.is_multilabel(name)
     given = [label.strip() for label in LABELS.split("+")]
     for label in given:
         if label not in legal:
-            quoted = ", ".join(f'"{word}"' for word in [AS_TRAINED, *legal])
+            quoted = ", ".join(f'"{word}"' for word in [_AS_TRAINED, *legal])
             mix = ", or several joined by +" if multilabel else ""
             raise UserError(
                 f"LABELS={LABELS}: no training image of {folder} has the label {label!r}. "
@@ -234,11 +239,4 @@ def describe(saved, folder, path, sha256, n, about_labels, real):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    settings.override(globals())
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written")
-        sys.exit(130)
+    startup.run(lambda constants: main(), globals())

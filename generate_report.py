@@ -7,8 +7,16 @@ Works while a run is still training, too. Every constant below can be changed he
 command line.
 """
 
-import contextlib
+import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
+from common import startup
+
+if __name__ == "__main__":
+    startup.begin()  # before torch, which takes seconds
+
+import contextlib
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from common import checkpoint, dataset, files, metrics, runs, sampling, settings
+from common import checkpoint, dataset, files, metrics, runs, sampling
 from common.settings import UserError
 from report import evaluation, plotting, sections, verdict
 from report.sections import Captions, Neighbours, Samples
@@ -81,7 +88,9 @@ def main(constants):
     neighbours = find_neighbours(samples) if NUMBERS or COPIES or FAILURES else None
 
     # Draw the sections.
+    _lock = files.lock(out, doing="drawing", constant="IMAGES_DIR")  # while main runs
     archive_other_run(out, grids)
+    files.remove_leftovers(out)
     by_label = BY_LABEL and saved["label_counts"]
     parts = {  # name: (wanted, function, what it needs)
         "collage": (COLLAGE, sections.collage, (captions, samples)),
@@ -272,14 +281,9 @@ def write_page(page, captions, samples, saved, data_path, path):
         seconds=timedelta(seconds=round(sum(row.get("seconds", 0) for row in history))),
         speed=sum(speeds) / len(speeds) if speeds else None,
     )
-    with files.atomic_write(path) as file:
-        file.write(html.encode())
+    files.write(path, html.encode())
     print(f"{path}: {len(html.encode()) / 1e6:.1f} MB, the page to open in a browser")
 
 
 if __name__ == "__main__":
-    try:
-        main(settings.override(globals()))
-    except KeyboardInterrupt:
-        print("\ninterrupted; each file is either whole or as it was before")
-        sys.exit(130)
+    startup.run(main, globals(), memory=["N_SYNTHETIC", "N_EXAMINED"])

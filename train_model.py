@@ -7,20 +7,24 @@
 Every constant below can be changed here or on the command line.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
+from common import startup
+
+if __name__ == "__main__":
+    startup.begin()  # before torch, which takes seconds
+
 import copy
 import shlex
-import signal
-import sys
 import time
-from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from common import checkpoint, dataset, files, hardware, metrics, runs, sampling, settings, status
+from common import checkpoint, dataset, files, hardware, metrics, runs, sampling, status
 from common.checkpoint import Model, Progress, Run
 from common.ema import update_bn, update_ema
 from common.settings import UserError
@@ -84,8 +88,7 @@ def main(constants):
         elif RESUME == "never" and (folder.exists() or pictures.exists()):
             print(f"the run that was here is now called {runs.archive(folder, pictures)}")
         files.make_folder(folder)
-        for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
-            leftover.unlink()
+        files.remove_leftovers(folder)
         print_summary(run, progress, model, len(images), source, folder, pictures, reference)
         train(images.to(device), labels.to(device), run, progress, model, folder, reference)
         if status.looks_collapsed(progress.history[-1]):
@@ -153,6 +156,7 @@ def build(model_args, device):
     )
 
 
+@startup.short_of_memory("METRIC_IMAGES")
 def fit_reference(images):
     """Return what metrics.evaluate compares with and, as "real_vs_real", what real images reach.
 
@@ -188,19 +192,18 @@ def train(images, labels, run, progress, model, folder, reference):
     """The adversarial loop, from where the run stands to its last epoch.
 
     images: uint8 (N, C, 28, 28) and labels: float (N, K), both on the device; reference: what
-    fit_reference returned. SIGINT and SIGTERM end it with status 130 or 143, after a checkpoint.
+    fit_reference returned. SIGINT and SIGTERM end it with status 130 or 143, after a checkpoint;
+    SIGUSR1, a scheduler's warning, asks for a checkpoint only.
     Raises UserError if a loss is no longer finite or a file cannot be written.
     """
     dtype = run.settings["DTYPE"]
     epoch_images = len(images) // BATCH_SIZE * BATCH_SIZE  # the last incomplete batch is dropped
-    signals = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: signals.append(number))
     if progress.step == 0:  # a full disk shows now, not after an hour
         checkpoint.save_run(run, progress, model, folder)
     done = progress.epoch * epoch_images + progress.images_seen
     last_step = last_save = last_status = time.monotonic()
-    with tqdm(total=EPOCHS * epoch_images, initial=done, unit=" images", disable=None) as bar:
+    progress_bar = tqdm(total=EPOCHS * epoch_images, initial=done, unit=" images", disable=None)
+    with startup.catch_signals() as signals, progress_bar as bar:
         while progress.epoch < EPOCHS:
             bar.set_description(f"epoch {progress.epoch + 1}/{EPOCHS}", refresh=False)
             while progress.images_seen < epoch_images:
@@ -231,16 +234,16 @@ def train(images, labels, run, progress, model, folder, reference):
                         print(f"{share:.0%} of epoch {progress.epoch + 1}/{EPOCHS}, {line}")
 
                 # Save a checkpoint.
-                if signals or now - last_save > 60 * CHECKPOINT_MINUTES:
+                if signals.save or now - last_save > 60 * CHECKPOINT_MINUTES:
                     update_bn(model.generator_ema, run.label_counts, SEED, dtype)
                     checkpoint.save_run(run, progress, model, folder)
-                    last_save = now
-                if signals:
+                    last_save, signals.save = now, False
+                if signals.stop:
                     bar.close()
                     again = ["--RESUME=auto"] if RESUME == "never" else []
                     print(f"stopped in epoch {progress.epoch + 1}, nothing is lost. To resume:")
                     print(f"  python {shlex.join(sys.argv + again)}")
-                    sys.exit(128 + signals[0])
+                    sys.exit(128 + signals.stop)
 
             bar.write(end_epoch(len(images), run, progress, model, folder, reference))
             last_save = time.monotonic()
@@ -257,6 +260,7 @@ def set_learning_rate(model, step):
             group["lr"] = LEARNING_RATE * min(1.0, LR_DECAY_START / step)
 
 
+@startup.short_of_memory("BATCH_SIZE")
 def train_step(real, labels, model, dtype):
     """Update D, then G, by one step each. Returns status.STATISTICS as a tensor on the device.
 
@@ -305,6 +309,7 @@ def generator_loss(fake_logits):
     return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 
 
+@startup.short_of_memory("METRIC_IMAGES")
 def end_epoch(n, run, progress, model, folder, reference):
     """Evaluate and write what is due after an epoch, prepare the next. Returns a status line.
 
@@ -322,12 +327,7 @@ def end_epoch(n, run, progress, model, folder, reference):
         )
         row |= metrics.evaluate(reference, synthetic)
     progress.history.append(row | {"data_set": dataset.title(DATASET)})
-    left = timedelta(seconds=round(progress.seconds * (EPOCHS - row["epoch"])))
-    line = f"epoch {row['epoch']}/{EPOCHS}, {speed:.0f} images/s, {status.describe_means(row)}"
-    line += f", {status.describe_metrics(row)}" if reference else ""
-    line += f", {left} left" + (f"\n{status.COLLAPSE}" if status.looks_collapsed(row) else "")
-    if better := status.better_epoch(progress.history):
-        line += f"\ncoverage was higher in epoch {better['epoch']}: {better['coverage']:.2f}"
+    line = status.describe_epoch(progress.history, EPOCHS)
 
     progress.epoch += 1
     progress.images_seen, progress.seconds = 0, 0.0
@@ -341,10 +341,4 @@ def end_epoch(n, run, progress, model, folder, reference):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        main(settings.override(globals()))
-    except KeyboardInterrupt:
-        print("\ninterrupted before training began")
-        sys.exit(130)
+    startup.run(main, globals(), memory=["BATCH_SIZE", "METRIC_IMAGES", "TRAIN_FRACTION"])

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
-from common import download, phantom
-from common.files import atomic_write
+from common import download, files, phantom
 from common.settings import UserError
 
 with warnings.catch_warnings():
@@ -55,11 +54,11 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0):
     """
     check_name(name)
     path = Path(folder) / f"{name}.npz"
-    if not path.exists():
-        if name == "phantom":
-            write_phantom(path)
-        else:
-            download.download(name, path, INFO[name]["url"], INFO[name]["MD5"])
+    if name == "phantom":
+        files.make_once(path, write_phantom, path)
+    else:
+        info = INFO[name]
+        files.make_once(path, download.download, name, path, info["url"], info["MD5"])
     images, labels = read_split(path, split, name)
     if fraction < 1.0:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
@@ -228,7 +227,7 @@ def write_phantom(path):
     """Draw the phantom data set and write it in MedMNIST's layout."""
     print(f"drawing the phantom data set into {path}, once ...")
     arrays = {}
-    with atomic_write(path) as file:
+    with files.atomic_write(path) as file:
         for seed, (split, n) in enumerate(phantom.SPLITS.items()):
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = phantom.make_split(n, seed)
         np.savez_compressed(file, **arrays)

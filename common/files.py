@@ -2,15 +2,45 @@
 
 import contextlib
 import csv
+import errno
 import io
 import os
 import secrets
 import shutil
+import socket
+import warnings
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from common.settings import UserError
+from common.settings import UserError, printable
+
+ADVICE = {
+    "ENOSPC EDQUOT": "Free some disk space or choose another folder",
+    "EFBIG": "Raise the limit on the size of files, ulimit -f",
+    "EACCES EPERM": "Change the permissions or choose another folder",
+    "EROFS": "Choose a folder in which files can be written",
+    "ENAMETOOLONG": "Choose a shorter name",
+    "EMFILE ENFILE": "Raise the limit on open files, ulimit -n",
+    "ENOMEM": "Close other programs",
+    "ENOLCK ENOSYS ENOTSUP EOPNOTSUPP": "The file system has no locks: choose a folder on another",
+}
+ADVICE = {
+    getattr(errno, name): advice
+    for names, advice in ADVICE.items()
+    for name in names.split()
+    if hasattr(errno, name)  # not all on Windows
+}
+
+
+def refusal(path, doing, error, note=""):
+    """Return the UserError for an OSError: what cannot be done with the path, why, and a fix.
+
+    doing: a participle, as "written"; note: a sentence on what became of the file.
+    """
+    advice = ADVICE.get(error.errno, "Move what is in its place, or choose another folder")
+    cause = f"{path} cannot be {doing}: {error.strerror or error}."
+    return UserError(f"{cause}{note and ' '}{note} {advice}, then run the command again.")
 
 
 @contextlib.contextmanager
@@ -30,13 +60,16 @@ def atomic_write(path):
             os.fsync(file.fileno())  # or a power cut could leave an empty file at path
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror or error}. The file that was there is "
-            "untouched. Free some disk space or choose another folder, then run the command again."
-        ) from None
+        raise refusal(path, "written", error, "The file that was there is untouched.") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write(path, content):
+    """Write bytes to path atomically. Raises UserError."""
+    with atomic_write(path) as file:
+        file.write(content)
 
 
 def write_csv(path, rows):
@@ -45,8 +78,7 @@ def write_csv(path, rows):
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    write(path, text.getvalue().encode())
 
 
 @contextlib.contextmanager
@@ -67,10 +99,7 @@ def new_folder(path):
             getattr(os, "sync", int)()  # or a power cut could leave empty files; Windows has none
             os.rename(hidden, path)
         except OSError as error:
-            raise UserError(
-                f"{path} cannot be written: {error.strerror or error}. Nothing was left behind. "
-                "Free some disk space or choose another OUT, then run the command again."
-            ) from None
+            raise refusal(path, "written", error, "Nothing was left behind.") from None
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
 
@@ -80,29 +109,75 @@ def make_folder(folder):
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"the folder {folder} cannot be created: {error.strerror or error}. "
-            "Move the file that is in its place, or choose another folder."
-        ) from None
+        raise refusal(f"the folder {folder}", "created", error) from None
     return Path(folder)
 
 
-def lock(folder, doing="training the run", constant="RUN_NAME"):
-    """Lock a folder until this process ends, in whatever way. Raises UserError if it is locked.
+def remove_leftovers(folder, name=""):
+    """Remove what killed processes left half written in a folder and in the folders in it.
 
-    doing, constant: for the message, what the other process does and which constant to change.
-    The lock file is beside the folder, so that the folder can be renamed while it is locked.
+    name: of a file, to remove only what was to become that file. Call it under the lock.
     """
-    parent = make_folder(folder.parent)
+    for pattern in (f".{name}*.tmp", f"*/.{name}*.tmp"):
+        for path in Path(folder).glob(pattern):
+            if path.is_file():  # a folder is new_folder's, which has another lock
+                path.unlink(missing_ok=True)
+
+
+def make_once(path, make, *arguments):
+    """Call make(*arguments), which writes the file at path, unless it is there.
+
+    A process that needs the same file meanwhile waits, and has it then. Raises UserError.
+    """
+    if not path.exists():
+        with lock(path, doing="making", constant=None):
+            if not path.exists():
+                remove_leftovers(path.parent, path.name)
+                make(*arguments)
+
+
+def lock(path, doing="training the run", constant="RUN_NAME"):
+    """Lock a file or folder until this process ends, in whatever way.
+
+    doing, constant: for the message, what the other process does and which constant to change;
+    with None, wait for the other process. The lock file is beside the path, so that a folder can be
+    renamed while it is locked. Raises UserError if it is locked or the file system has no locks.
+    """
+    parent = make_folder(path.parent)
+    file = parent / f".{path.name}.lock"
     try:
-        return FileLock(parent / f".{folder.name}.lock").acquire(timeout=0)
+        with warnings.catch_warnings(record=True) as fallback:
+            warnings.simplefilter("always")  # filelock's, where a mere file has to do
+            try:
+                held = FileLock(file).acquire(timeout=0)
+            except Timeout:
+                if constant:
+                    raise
+                print(f"another process is {doing} {path}{holder(file)}; waiting for it ...")
+                held = FileLock(file).acquire(poll_interval=0.5)
     except Timeout:
         raise UserError(
-            f"another process is {doing} {folder}. "
-            f"Wait for it, stop it, or choose another {constant}."
+            f"another process is {doing} {path}{holder(file)}. Wait for it, stop it, or choose "
+            f"another {constant}. If there is none any more, remove {file}"
         ) from None
+    except NotImplementedError:  # filelock before it had the fallback
+        raise refusal(file, "locked", OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))) from None
     except OSError as error:
-        raise UserError(
-            f"the folder {parent} is not writable: {error.strerror or error}. "
-            "Change its permissions, or choose another folder."
-        ) from None
+        raise refusal(file, "locked", error) from None
+    if fallback:
+        print(f"the file system of {parent} has no locks: the file {file} has to do for one")
+    else:
+        with contextlib.suppress(OSError):
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    return held
+
+
+def holder(file):
+    """Return in words which process holds a lock file, as " (process 7 on host)", or ""."""
+    try:
+        words = printable(" ".join(file.read_text(errors="replace").split())[:80])
+    except OSError:
+        return ""
+    if words[:1].isdigit():  # filelock's own: process and host
+        words = "process " + " on ".join(words.split()[:2])
+    return f" ({words})" if words else ""

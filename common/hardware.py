@@ -12,7 +12,12 @@ from common.settings import UserError
 
 
 def choose_device(name):
-    """Return the torch.device for "auto", "cpu" or "cuda". Raises UserError without CUDA."""
+    """Return the torch.device for "auto", "cpu" or "cuda".
+
+    Raises UserError for another name, and for "cuda" without CUDA.
+    """
+    if name not in ("auto", "cpu", "cuda"):  # settings.py cannot tell if the comment lost them
+        raise UserError(f'DEVICE={name}: legal values are "auto", "cpu", "cuda"')
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
             'DEVICE=cuda: torch finds no CUDA device here. Legal values are "cpu" and "auto"'
@@ -46,7 +51,12 @@ def machine(device):
 
 
 def choose_dtype(dtype, device):
-    """Return the dtype of convolutions for "auto", "float32" or "bfloat16", and a reason."""
+    """Return the dtype of convolutions for "auto", "float32" or "bfloat16", and a reason.
+
+    Raises UserError for another dtype.
+    """
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise UserError(f'DTYPE={dtype}: legal values are "auto", "float32", "bfloat16"')
     if dtype != "auto":
         return dtype, "as set"
     if device.type == "cuda":

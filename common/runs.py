@@ -1,8 +1,10 @@
 """The folders of runs: find them, list their snapshots, archive them."""
 
+import contextlib
 import re
 from pathlib import Path
 
+from common import startup
 from common.settings import UserError
 
 
@@ -23,16 +25,26 @@ def find_run(models_dir, run_name):
     """Return the folder of a run, by default of the one trained last. Raises UserError if none."""
     if run_name:
         return run_folder(models_dir, run_name)
-    checkpoints = Path(models_dir).glob("*/checkpoint.pt")
-    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
+    checkpoints, unreadable = {}, None
+    with startup.unusable_files(), contextlib.suppress(FileNotFoundError):
+        folders = list(Path(models_dir).iterdir())  # glob would see nothing in a folder of others
+        for path in (folder / "checkpoint.pt" for folder in folders):
+            try:
+                checkpoints[path.stat().st_mtime] = path
+            except (FileNotFoundError, NotADirectoryError):
+                pass  # no run
+            except OSError as error:
+                unreadable = error
+        if unreadable and not checkpoints:
+            raise unreadable
+    if not checkpoints:
         raise UserError(f"{models_dir} holds no run yet; first run python train_model.py")
-    return newest.parent
+    return checkpoints[max(checkpoints)].parent
 
 
 def find_snapshots(folder):
     """Return {epoch: path} of the generators that a run has saved, in the order of epochs."""
-    names = ((re.fullmatch(r"generator_epoch_(\d+)", p.stem), p) for p in folder.glob("*.pt"))
+    names = ((re.fullmatch(r"generator_epoch_(\d+)\.pt", p.name), p) for p in folder.iterdir())
     return dict(sorted((int(match[1]), path) for match, path in names if match))
 
 

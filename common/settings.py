@@ -7,36 +7,46 @@ The comment behind a constant says what it means and, in brackets, its legal val
 
 --EPOCHS=20 then sets the constant, --help shows the comment, and a value that is not in the
 brackets is refused, whether it comes from the command line or from the script. A range with a
-decimal point or an exponent allows any number, one without allows integers only; no brackets mean
-any string.
+decimal point or an exponent allows any number, one without allows integers only. Without brackets
+any string is legal, and True and False, but no number: what is trained with a number that is of no
+use could be found out hours later. A name that begins with _ is no setting.
 """
 
 import argparse
 import ast
 import difflib
 import io
+import os
 import re
 import tokenize
-from pathlib import Path
+import unicodedata
 
 RENAMED = {"PRECISION": "DTYPE"}  # constants of earlier versions, and their names now
 
 
 class UserError(SystemExit):
-    """An error the user can fix: Python prints its one-line message and exits with status 1."""
+    """An error the user can fix: Python prints its one-line message and exits with status 1.
 
-    def __init__(self, message):
-        super().__init__(f"error: {message}")
+    lines: the message, and what is to be printed below it.
+    """
+
+    def __init__(self, *lines):
+        super().__init__("\n".join(["error: " + printable(lines[0]), *map(printable, lines[1:])]))
+
+
+def printable(text):
+    """Return a text with all that is no letter for a terminal, as \\x1b, written as repr does."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def override(namespace, arguments=None):
     """Set a script's constants from the command line and check all of them.
 
     namespace: the script's globals(); arguments: a list of strings, by default sys.argv[1:].
-    Returns all constants, {name: value}. Raises UserError for an unknown name, a wrong type or a
-    value that is not legal.
+    Returns all constants, {name: value}. Raises UserError for an unknown name, a wrong type, a
+    value that is not legal or a number without a legal range.
     """
-    constants = read_constants(Path(namespace["__file__"]).read_text(encoding="utf-8"), namespace)
+    constants = read_constants(namespace)
     parser = argparse.ArgumentParser(
         description=namespace["__doc__"],
         usage="%(prog)s [--NAME=VALUE ...]",
@@ -60,9 +70,9 @@ def override(namespace, arguments=None):
         hint = f"did you mean --{near[0]}?" if near else "--help lists the settings."
         refuse(f"{word}: there is no such setting; {hint}")
     for name, (_, comment) in constants.items():
-        text = getattr(given, name)
-        value = namespace[name] if text is None else convert(text, namespace[name])
-        namespace[name] = legal(name, value, comment)
+        allowed, text = legal_values(name, comment), getattr(given, name)
+        value = namespace[name] if text is None else convert(text, namespace[name], allowed)
+        namespace[name] = legal(name, value, allowed)
     return {name: namespace[name] for name in constants}
 
 
@@ -70,33 +80,82 @@ def refuse(message):
     raise UserError(message)
 
 
-def read_constants(source, namespace):
-    """Return {name: (heading, comment)} of a script's UPPER_CASE strings, numbers and booleans."""
+def read_constants(namespace):
+    """Return {name: (heading, comment)} of a script's UPPER_CASE strings, numbers and booleans.
+
+    A constant is a setting whatever its comment, and wherever it is assigned outside functions; the
+    first comment behind an assignment counts. A set, list, dict or tuple is none, unless its
+    comment has legal values.
+    """
+    with tokenize.open(namespace["__file__"]) as file:  # reads all that Python runs, as with a BOM
+        source = file.read()
     comments, headings = {}, {0: "Settings"}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start
-            (headings if column == 0 else comments)[row] = token.string.strip("# -")
+            if column > 0:
+                comments[row] = token.string.strip("# ")
+            elif token.string.startswith("# ---"):
+                headings[row] = token.string.strip("# -")
     constants = {}
-    for node in ast.parse(source).body:
-        if not isinstance(node, (ast.Assign, ast.AnnAssign)):
-            continue
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-        name = getattr(target, "id", "")
-        if name.isupper() and node.end_lineno in comments:  # a setting has a comment
-            if isinstance(namespace[name], (set, list, dict, tuple)):
-                continue
-            heading = max(row for row in headings if row < node.lineno)
-            constants[name] = (headings[heading], comments[node.end_lineno])
+    for node in assignments(ast.parse(source)):
+        rows = range(node.lineno, node.end_lineno + 1)
+        comment = next((comments[row] for row in rows if row in comments), "")
+        heading = headings[max(row for row in headings if row < node.lineno)]
+        for target in getattr(node, "targets", None) or [node.target]:
+            for part in ast.walk(target):
+                name = getattr(part, "id", "")
+                if not name.isupper() or name.startswith("_") or name not in namespace:
+                    continue
+                group = isinstance(namespace[name], (set, frozenset, list, dict, tuple))
+                if not constants.get(name, ("", ""))[1] and (not group or brackets(comment)):
+                    constants[name] = (heading, comment)
     return constants
 
 
-def convert(text, default):
-    """Convert a string from the command line to the type of the default, if that is possible."""
-    if isinstance(default, bool):
-        return {"True": True, "False": False}.get(text, text)
+def assignments(node):
+    """Yield the assignments in a script outside functions and classes, in the order of lines."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+            yield child
+        elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield from assignments(child)
+
+
+def brackets(comment):
+    """Return what the brackets of a comment allow: a list of (low, high) or [value, value, ...]."""
+    found = []
+    for text in re.findall(r"\[([^\]]*)\]", comment):
+        low, to, high = text.partition(" to ")
+        try:
+            values = ast.literal_eval(f"({low}, {high})" if to else f"[{text}]")
+        except (SyntaxError, ValueError):  # brackets around something else
+            continue
+        numbers = all(type(value) in (int, float) for value in values)
+        if len(values) > 1 and (numbers or not to):  # one value alone is a footnote: [1]
+            found.append(values)
+    return found
+
+
+def legal_values(name, comment):
+    """Return what a comment allows, (low, high) or [value, value, ...], or None. Raises UserError.
+
+    The brackets may stand anywhere in the comment.
+    """
+    found = brackets(comment)
+    if len(found) > 1:
+        refuse(f"{name} has {len(found)} legal ranges in its comment; leave one of them there")
+    return found[0] if found else None
+
+
+def convert(text, default, allowed):
+    """Convert a string from the command line to the type of the legal values or of the default."""
+    if isinstance(default, bool) and allowed is None:
+        allowed = [True, False]
+    if isinstance(allowed, list):
+        return next((value for value in allowed if str(value) == text), text)
     for kind in (int, float):
-        if isinstance(default, (int, float)):
+        if allowed or isinstance(default, (int, float)):
             try:
                 return kind(text)
             except ValueError:
@@ -104,23 +163,42 @@ def convert(text, default):
     return text
 
 
-def legal(name, value, comment):
-    """Return the value if the brackets at the end of the comment allow it, else raise UserError."""
-    bracket = re.search(r"\[([^\]]*)\]$", comment)
-    if bracket is None:
-        if not isinstance(value, str):
-            refuse(f"{name}={value}: legal is a text, in quotes")
-        return value
-    text = bracket.group(1)
-    if " to " not in text:
-        allowed = ast.literal_eval(f"[{text}]")
+def legal(name, value, allowed):
+    """Return the value, a home folder's ~ expanded, if it is legal, else raise UserError."""
+    if allowed is None:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            refuse(
+                f"{name}={value} has no legal range in its comment. Write one there in brackets, "
+                "such as [1 to 100]; a string needs quotes"
+            )
+        if not isinstance(value, (bool, str)):
+            refuse(f"{name}={value}: legal is a string, in quotes")
+        return legal_string(name, value) if isinstance(value, str) else value
+    if isinstance(allowed, list):
         if not any(value == a and type(value) is type(a) for a in allowed):
-            refuse(f"{name}={value}: legal values are {text}")
+            words = ", ".join(f'"{a}"' if isinstance(a, str) else str(a) for a in allowed)
+            refuse(f"{name}={value}: legal values are {words}")
         return value
-    low, high = (ast.literal_eval(bound) for bound in text.split(" to "))
+    low, high = allowed
     whole = isinstance(low, int) and isinstance(high, int)
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:  # nan compares false with everything
         kind = "a whole number" if whole else "a number"
         refuse(f"{name}={value}: legal is {kind} from {low} to {high}")
     return value if whole else float(value)
+
+
+def legal_string(name, value):
+    """Return a string, with the home folder for ~ if it names a folder. Raises UserError."""
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        refuse(f"{name}={value}: legal is a string that can be the name of a file")
+    if any(unicodedata.category(letter) == "Cc" for letter in value):  # a terminal would obey them
+        refuse(f"{name}={value}: legal is a string without control characters")
+    if not (name.endswith("_DIR") or name == "OUT"):
+        return value
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        refuse(f"{name}={value}: there is no such home folder; ./{value} is a folder of that name")
+    return path

@@ -1,5 +1,7 @@
 """What a run's numbers say, in one line: the status that train_model.py prints."""
 
+from datetime import timedelta
+
 STATISTICS = ["loss_discriminator", "loss_generator", "d_real", "d_fake"]
 COLLAPSE = (
     "coverage below 0.1: nearly all samples look alike, a mode collapse. If it stays so, try a "
@@ -20,6 +22,22 @@ def describe_means(row):
 
 def describe_metrics(row):
     return " ".join(f"{key} {row[key]:.2f}" for key in ("precision", "recall", "coverage"))
+
+
+def describe_epoch(history, epochs):
+    """Return the status line of the last epoch of the history, of so many that the run will have.
+
+    A line below it says when the run has collapsed or its best epoch is over.
+    """
+    row = history[-1]
+    left = timedelta(seconds=round(row["seconds"] * (epochs - row["epoch"])))
+    line = f"epoch {row['epoch']}/{epochs}, {row['images_per_second']:.0f} images/s"
+    line += f", {describe_means(row)}"
+    line += f", {describe_metrics(row)}" if "coverage" in row else ""
+    line += f", {left} left" + (f"\n{COLLAPSE}" if looks_collapsed(row) else "")
+    if better := better_epoch(history):
+        line += f"\ncoverage was higher in epoch {better['epoch']}: {better['coverage']:.2f}"
+    return line
 
 
 def looks_collapsed(row):

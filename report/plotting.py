@@ -8,6 +8,7 @@ tqdm.write, which does not break the progress bar.
 """
 
 import base64
+import contextlib
 import io
 
 import imageio.v3 as imageio
@@ -47,6 +48,15 @@ STYLE = {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {
 }
 
 
+@contextlib.contextmanager
+def style(changes):
+    """Draw in matplotlib's own style with these changes, whatever the user's matplotlibrc sets."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(changes)
+        yield
+
+
 def tile(images, columns):
     """Lay images (N, C, 28, 28) out in rows. Returns uint8 RGBA (H, W, 4), gaps transparent."""
     colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
@@ -56,6 +66,7 @@ def tile(images, columns):
     return grid[GAP:-GAP, GAP:-GAP] if len(images) > 1 else grid  # a single one has no border
 
 
+@style({})
 def compose(heading, cells, columns, scale, below=False):
     """Draw captioned pictures in rows under a heading. Returns uint8 (height, width, 3).
 
@@ -135,13 +146,14 @@ def save_curves(path, draw, alt):
     path: without a suffix; draw: a function without arguments that returns a Figure; alt: the
     figure in words.
     """
-    with matplotlib.rc_context(STYLE):
+    with style(STYLE):
         figure = draw()
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # keep this layout for all formats
         for suffix, date in ((".png", {}), (".pdf", {"CreationDate": None})):
-            with files.atomic_write(path.with_suffix(suffix)) as file:
-                figure.savefig(file, format=suffix[1:], dpi=DPI, facecolor="white", metadata=date)
+            memory = io.BytesIO()  # matplotlib would hide why a file cannot be written
+            figure.savefig(memory, format=suffix[1:], dpi=DPI, facecolor="white", metadata=date)
+            files.write(path.with_suffix(suffix), memory.getbuffer())
         memory = io.BytesIO()
         figure.savefig(memory, format="svg", transparent=True, metadata={"Date": None})
     light = dark = memory.getvalue()
@@ -157,7 +169,9 @@ def plot(axes, history, key, label, colour):
     rows = [row for row in history if key in row]
     marker = "o" if len(rows) < 15 else None
     epochs = [row["epoch"] for row in rows]
-    axes.plot(epochs, [row[key] for row in rows], label=label, color=colour, marker=marker)
+    whole = {"clip_on": False, "zorder": 3} if marker else {}  # points at the edge are not cut
+    values = [row[key] for row in rows]
+    axes.plot(epochs, values, label=label, color=colour, marker=marker, **whole)
 
 
 def over_epochs(title):
@@ -166,7 +180,8 @@ def over_epochs(title):
     axes = figure.subplots(2, 1, sharex=True)
     axes[0].set_title(title, pad=24)  # room for the legend below it
     axes[1].set_xlabel("epoch")
-    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    whole = MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)  # 1: of a single epoch
+    axes[1].xaxis.set_major_locator(whole)
     return figure, axes
 
 
@@ -210,16 +225,16 @@ def write_png(path, picture, quiet=False):
     """Write a picture, uint8 (H, W, 3), in grey if it has no colours, and print its path."""
     grey = (picture == picture[:, :, :1]).all()
     image = Image.fromarray(picture[:, :, 0] if grey else picture)
-    with files.atomic_write(path) as file:
-        image.save(file, format="png", dpi=(DPI, DPI))
+    memory = io.BytesIO()
+    image.save(memory, format="png", dpi=(DPI, DPI))
+    files.write(path, memory.getbuffer())
     if not quiet:
         tqdm.write(str(path))
 
 
 def write_gif(path, frames, greys, durations):
     """Write an endless animation. frames: uint8 (H, W, 3); durations: ms, for each frame."""
-    with files.atomic_write(path) as file:
-        file.write(gif(frames, greys, durations))
+    files.write(path, gif(frames, greys, durations))
     tqdm.write(f"{path}: {len(frames)} frames")
 
 

@@ -1,0 +1,172 @@
+"""What every script does around its main: output streams, signals, and errors of the machine.
+
+Imports nothing slow: a script calls begin before it imports torch, which takes seconds.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from types import SimpleNamespace
+
+PATIENCE = 10  # seconds after which a process that was told to stop is ended in any case
+
+
+class Output:
+    """A text stream whose failures do not end the program: what cannot be shown is dropped.
+
+    Lines are written at once, so that a log is up to date. All else is as in the stream: that of
+    Python or of a notebook, or None where there is none.
+    """
+
+    def __init__(self, stream):
+        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        try:
+            self.stream.write(text)
+        except UnicodeEncodeError as error:
+            plain = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+            return self.write(plain)
+        except (OSError, ValueError):  # a full disk, a reader that is gone; a closed stream
+            self.give_up()
+        if "\n" in text:
+            self.flush()
+        return len(text)
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            self.give_up()
+
+    def give_up(self):
+        """Let the null device take what is in the buffer, and all that follows."""
+        null = open(os.devnull, "w")  # noqa: SIM115
+        with contextlib.suppress(OSError, ValueError):  # a notebook's stream has no descriptor
+            os.dup2(null.fileno(), self.stream.fileno())
+        self.stream = null
+
+
+def begin():
+    """Prepare a script for its slow imports.
+
+    Nothing that is wrong with the output streams, and no matplotlibrc, will end it. Ctrl-C ends it,
+    even where a module has a bare except. SIGUSR1, a scheduler's warning, does not.
+    """
+    with contextlib.suppress(OSError):  # or files would get the numbers of closed streams
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+            pass
+        os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if not isinstance(getattr(sys, name), Output):
+            setattr(sys, name, Output(getattr(sys, name)))
+    if "IPython" not in sys.modules:  # a notebook is to keep its own
+        os.environ["MATPLOTLIBRC"], os.environ["MPLBACKEND"] = os.devnull, "agg"
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, end_at_once)
+        if hasattr(signal, "SIGUSR1"):  # not on Windows
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def end_at_once(number=signal.SIGINT, _=None, line="interrupted"):
+    """End this process, with a line and no clean-up. A killed process leaves no more behind."""
+    with contextlib.suppress(OSError):
+        os.write(1, f"\n{line}\n".encode() if line else b"")
+    os._exit(128 + number)
+
+
+def run(main, namespace, memory=()):
+    """Run a script: main(constants), with its constants set from the command line.
+
+    namespace: the script's globals(); memory: the constants to lower when memory is short. Exits
+    with status 1 after an error that the user can fix, 130 after SIGINT and 143 after SIGTERM.
+    """
+    from common import settings
+
+    timers = []
+
+    def stop(number, _):
+        for again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(again, end_at_once)
+        # A bare except or a __del__ may swallow what is raised here.
+        timers.append(threading.Timer(PATIENCE, end_at_once, [number, None, ""]))
+        timers[0].daemon = True
+        timers[0].start()
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+    try:
+        with short_of_memory(*memory), unusable_files():
+            main(settings.override(namespace))
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, lambda number, _: end_at_once(number, line=""))
+        print("\ninterrupted; every file is complete, or as it was before")
+        sys.exit(130)
+    finally:
+        for timer in timers:
+            timer.cancel()
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def catch_signals():
+    """Yield what signals ask for: save, after any of them, and stop, the number of the one to obey.
+
+    SIGUSR1 asks to save only, SIGINT and SIGTERM to stop. When the block ends, the handlers of
+    before are put back, as in a notebook.
+    """
+    asked = SimpleNamespace(save=False, stop=None)
+
+    def note(number, _):
+        asked.save = True
+        if number in (signal.SIGINT, signal.SIGTERM):
+            asked.stop = asked.stop or number
+
+    names = ["SIGINT", "SIGTERM", "SIGUSR1"]
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # Python allows handlers in the main thread only
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: of C
+
+
+@contextlib.contextmanager
+def short_of_memory(*constants):
+    """Raise a UserError that names the constants to lower, should memory be short in the block.
+
+    Also a decorator of functions.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+            raise
+        from common.settings import UserError
+
+        fix = f"Lower {' or '.join(constants)}, or close" if constants else "Close"
+        raise UserError(f"there is too little memory. {fix} other programs.") from None
+
+
+@contextlib.contextmanager
+def unusable_files():
+    """Raise a UserError for a file or folder of the block that cannot be reached."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        from common import files
+
+        raise files.refusal(os.fsdecode(error.filename), "used", error) from None
