@@ -7,7 +7,6 @@ Works while a run is still training, too. Every constant below can be changed he
 command line.
 """
 
-import contextlib
 import sys
 from datetime import timedelta
 from functools import partial
@@ -105,13 +104,15 @@ def read_run(folder):
     trained, history, epoch = last["settings"], last["history"], last["epoch"]
     snapshots = runs.find_snapshots(folder)
     chosen = runs.choose_epoch(EPOCH, snapshots, history) if EPOCH != "last" else None
-    images, labels, source = load_images(trained, last["data_sha256"])
+    images, labels, source = load_images(last)
 
     drawn_from, path = last, folder / "checkpoint.pt"
     latents = last["fixed_latents"][: GRID_ROWS * GRID_COLUMNS]
     grids = {}  # epoch: the images drawn from the same latents after that epoch
     for number, snapshot in tqdm(snapshots.items(), "reading", unit=" epochs", disable=None):
         saved = checkpoint.load(snapshot, checkpoint.SNAPSHOT)
+        if saved["model_args"] != last["model_args"]:
+            raise UserError(f"{snapshot} is of another run. Move it away.")
         grids[number] = sample(saved, snapshot, latents)
         if number == chosen:
             drawn_from, path = saved, snapshot
@@ -148,7 +149,7 @@ def read_run(folder):
         history=history,
         row=next((row for row in history if row["epoch"] == finished), {}),
         source=Path(source).name,  # with the path of the file its reader has nothing to do
-        official="MD5 agrees" in source,
+        official=dataset.OFFICIAL in source,
         images=images,
         labels=labels,
         order=order,
@@ -163,19 +164,20 @@ def read_run(folder):
     )
 
 
-def load_images(trained, fingerprint):
-    """Return (images, label vectors or None, source): what a run was trained on.
+def load_images(last):
+    """Return (images, label vectors or None, source): what the run of a checkpoint was trained on.
 
-    Raises UserError if it is no longer there.
+    Raises UserError if it is no longer there; nothing is downloaded or drawn.
     """
+    trained, trained_on = last["settings"], checkpoint.describe_data(last)
     folder = DATA_DIR or trained["DATA_DIR"]
     name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
-    images, labels, source = dataset.load(name, "train", folder, fraction, seed)
+    images, labels, source = dataset.load(name, "train", folder, fraction, seed, trained_on)
     labels = dataset.encode_labels(name, labels) if trained.get("CONDITIONAL") else None
-    if dataset.sha256(images, labels) != fingerprint:
+    if dataset.sha256(images, labels) != last["data_sha256"]:
         raise UserError(
-            f"{source}: these are not the images that the run was trained on. Give the "
-            "folder of the right file as --DATA_DIR"
+            f"{source}: these are not the images that the run was trained on. {trained_on}; give "
+            "the folder of that file as --DATA_DIR"
         )
     return images, labels, source
 
@@ -183,16 +185,18 @@ def load_images(trained, fingerprint):
 def load_held_out(trained, images):
     """Return (images, split): at most N_EXAMINED of the test or else the validation split.
 
-    (None, "") if neither holds images like the training ones.
+    (None, "") if both are empty, as in a file of generate_images.py. Raises UserError if they are
+    damaged or not of the kind of the training images.
     """
     path = Path(DATA_DIR or trained["DATA_DIR"]) / f"{trained['DATASET']}.npz"
     random = torch.Generator().manual_seed(SEED)
     for split in ("test", "val"):
-        with contextlib.suppress(UserError):
-            held_out, _ = dataset.read_split(path, split, trained["DATASET"])
-            if held_out.shape[1:] == images.shape[1:]:
-                order = torch.randperm(len(held_out), generator=random)
-                return held_out[order[:N_EXAMINED]], split
+        held_out, _ = dataset.read_split(path, split, trained["DATASET"], may_be_empty=True)
+        if len(held_out) > 0:
+            dataset.check_channels(path, split, held_out, images.shape[1])
+            order = torch.randperm(len(held_out), generator=random)
+            return held_out[order[:N_EXAMINED]], split
+    print(f"{path} has no test or validation images: nothing is compared with them")
     return None, ""
 
 

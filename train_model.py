@@ -76,7 +76,7 @@ def main(constants):
             return
         images, labels, source = load_data()
         torch.manual_seed(SEED)
-        run, progress, model = new_run(images, labels, device, constants, saved)
+        run, progress, model = new_run(images, labels, source, device, constants, saved)
         reference = fit_reference(images)
         if saved:
             run = checkpoint.resume(saved, run, progress, model, folder / "checkpoint.pt")
@@ -104,7 +104,7 @@ def load_data():
     return images, labels, source
 
 
-def new_run(images, labels, device, constants, saved):
+def new_run(images, labels, source, device, constants, saved):
     """Return a run, its progress and its model as they are before the first step.
 
     saved: the checkpoint that will be resumed, or None; with DTYPE="auto" its dtype is kept.
@@ -127,6 +127,7 @@ def new_run(images, labels, device, constants, saved):
         model_args=model_args,
         recipe=checkpoint.describe_recipe(optimizers, [generator_loss, discriminator_loss]),
         machine=hardware.machine(device),
+        data_official=dataset.OFFICIAL in source,
     )
     progress = Progress(
         permutation=torch.randperm(len(images), device=device),
