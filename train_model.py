@@ -297,7 +297,7 @@ def end_epoch(n, run, progress, model, folder, reference):
     n: training images. The checkpoint is written last, so all that it says is done is on the disk.
     """
     checkpoint.check_finite(progress, model, folder)
-    speed = progress.images_seen / progress.seconds
+    speed = progress.images_seen / max(progress.seconds, 1e-9)  # a coarse clock may say 0
     row = {"epoch": progress.epoch + 1, "step": progress.step}
     row |= {"seconds": round(progress.seconds, 2), "images_per_second": round(speed, 1)}
     row |= status.means(progress, BATCH_SIZE)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from common import dataset, files
-from common.restore import fit_network, fit_optimizer, optimizer_state
+from common.restore import compare, fit_network, fit_optimizer, optimizer_state
 from common.rules import Odd, check, demand, describe
 from common.schema import (
     CHECKPOINT,
@@ -154,14 +154,10 @@ def rebuild_discriminator(saved, path):
 
 
 def rebuild(architecture, arguments, state, path):
-    """Return a network in eval mode, channels_last as in training, so that no bit differs.
-
-    The arguments are tried on the meta device first, where a network of any size takes no memory.
-    """
+    """Return a network in eval mode, channels_last as in training, so that no bit differs."""
     path = Path(path)
     try:
-        with torch.device("meta"):
-            fit_network(architecture(**arguments), state)
+        compare(architecture, arguments, state)
     except Exception as error:  # whatever constructor arguments of another class lead to
         if "meta" not in str(error):  # a class of one's own may look at its values
             refuse_architecture(path, error)

@@ -3,10 +3,31 @@
 import copy
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 # What an optimiser keeps of squares and counts: below 0, a step would make weights of nan.
 NOT_NEGATIVE = {"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}
 UNUSED = {"unused": True}  # stands for the state of a parameter that no step has changed so far
+
+
+class Undrawn(TorchFunctionMode):
+    """Leaves weights undrawn: on the meta device, normal_ would import for a second."""
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        named = named or {}
+        if function in (torch.nn.init.normal_, torch.Tensor.normal_):
+            return named["tensor"] if "tensor" in named else arguments[0]
+        return function(*arguments, **named)
+
+
+def compare(architecture, arguments, state):
+    """Raise ValueError unless a network of these arguments has the weights of a state dict.
+
+    It is built on the meta device, where a network of any size takes no memory.
+    """
+    with torch.device("meta"), Undrawn():
+        network = architecture(**arguments)
+    fit_network(network, state)
 
 
 def fit_network(network, state):
