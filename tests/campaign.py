@@ -47,7 +47,8 @@ SAVING = [*TRAIN, "--CHECKPOINT_MINUTES=0.0"]  # a checkpoint after each step
 OFF = ("BLIND_TEST", "DIVERSITY", "COPIES", "LATENT_SPACE", "FAILURES", "BY_LABEL", "NUMBERS")
 REPORT = ["generate_report.py", "--N_SYNTHETIC=60", *BOARD, *(f"--{part}=False" for part in OFF)]
 EXPORT = ["generate_images.py", "--N_IMAGES=60", "--VAL_AND_TEST=real", *BOARD]
-MEMORY = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None  # or each fault waits for
+# In memory, where nothing waits for a disk.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 RUN, PICTURES = Path("disk/models/phantom"), Path("disk/images/phantom")
 RESULTS = {
     "train_model.py": RUN / "checkpoint.pt",
