@@ -107,11 +107,15 @@ def fill(made, old, number):
         if not isinstance(value, torch.Tensor) or old[key] is None:
             made[key] = old[key]
             continue
-        source = torch.as_tensor(old[key], dtype=None if torch.is_tensor(old[key]) else value.dtype)
+        source = old[key]
+        if type(source) in (int, float):  # as older versions of torch kept a step
+            source = torch.tensor(source, dtype=value.dtype)
         if source.shape != value.shape or source.dtype != value.dtype:
             what = f"{tuple(source.shape)} of {source.dtype}"
             wanted = f"{tuple(value.shape)} of {value.dtype}"
             raise ValueError(f"{key} of parameter {number} is {what}, not {wanted}")
         if key in NOT_NEGATIVE and bool((source < 0).any()):
             raise ValueError(f"{key} of parameter {number} is negative")
+        if key == "step" and bool((source != source.round()).any()):
+            raise ValueError(f"{key} of parameter {number} is not a whole number")
         value.copy_(source)

@@ -74,7 +74,8 @@ ROW = Table(  # of the history
     others=VALUE,
 )
 STATE_DICT = Map(Tensor())
-ENTRY = Map(ByType((*PLAIN, (torch.Tensor, Tensor(torch.float32)))))
+NUMBERS = ((int, Whole()), (float, Number()), (bool, None), (type(None), None))
+ENTRY = Map(ByType((*NUMBERS, (torch.Tensor, Tensor(torch.float32)))))  # of one parameter
 OPTIMIZER = Table(
     {
         "state": Map(ENTRY, keys=int),
