@@ -104,12 +104,16 @@ def fill(made, old, number):
     for key, value in made.items():
         if key not in old:
             raise ValueError(f"{key} of parameter {number} is missing")
-        if not isinstance(value, torch.Tensor) or old[key] is None:
-            made[key] = old[key]
-            continue
         source = old[key]
+        if not isinstance(value, torch.Tensor):
+            if type(source) is not type(value):
+                raise ValueError(f"{key} of parameter {number} is a {type(source).__name__}")
+            made[key] = source
+            continue
         if type(source) in (int, float):  # as older versions of torch kept a step
             source = torch.tensor(source, dtype=value.dtype)
+        if not isinstance(source, torch.Tensor):
+            raise ValueError(f"{key} of parameter {number} is a {type(source).__name__}")
         if source.shape != value.shape or source.dtype != value.dtype:
             what = f"{tuple(source.shape)} of {source.dtype}"
             wanted = f"{tuple(value.shape)} of {value.dtype}"
