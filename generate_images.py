@@ -18,7 +18,6 @@ if __name__ == "__main__":
     startup.begin()  # before torch, which takes seconds
 
 import csv
-import hashlib
 import textwrap
 import zipfile
 from pathlib import Path
@@ -59,8 +58,6 @@ def main():
         snapshots = runs.find_snapshots(folder)
         path = snapshots[runs.choose_epoch(EPOCH, snapshots, history)]
     saved = checkpoint.load(path, checkpoint.SNAPSHOT)
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     name = saved["settings"]["DATASET"]
     label_counts, about_labels = choose_labels(saved, folder)
     generator = checkpoint.rebuild_generator(saved, path)
@@ -71,7 +68,7 @@ def main():
         if FORMAT == "png":
             raise UserError('VAL_AND_TEST=real: legal with FORMAT=png is "empty"')
         data_dir = DATA_DIR or saved["settings"]["DATA_DIR"]
-        real = {split: dataset.load(name, split, data_dir) for split in ("val", "test")}
+        real = load_real(saved, data_dir)
 
     pictures = runs.run_folder(IMAGES_DIR, folder.name)
     out = Path(os.path.normpath(OUT)) if OUT else pictures / "export"
@@ -83,7 +80,7 @@ def main():
             write_npz(hidden / f"{name}.npz", generator, label_counts, n, saved, real)
         else:
             write_pngs(hidden, generator, label_counts, n, saved)
-        about = describe(saved, folder, path, sha256, n, about_labels, real)
+        about = describe(saved, folder, path, n, about_labels, real)
         (hidden / "ABOUT.txt").write_text(about, "utf-8", "backslashreplace")
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}")
     if FORMAT == "npz" and name != "phantom":
@@ -91,6 +88,24 @@ def main():
         print(f'to load it: medmnist.{title}(split="train", root="{out}", download=False)')
         if n != n_whole:
             print(f"medmnist's len() of it fails: it insists on {n_whole:,} images (N_IMAGES=0)")
+
+
+def load_real(saved, data_dir):
+    """Return {split: (images, labels, source)} of the real images that are copied.
+
+    Raises UserError if they are missing or do not go with the synthetic ones.
+    """
+    name, real = saved["settings"]["DATASET"], {}
+    for split in ("val", "test"):
+        about = checkpoint.describe_data(saved)
+        images, labels, source = dataset.load(name, split, data_dir, trained_on=about)
+        path = Path(data_dir) / f"{name}.npz"
+        dataset.check_channels(path, split, images, saved["channels"])
+        if ((labels < 0) | (labels > 255)).any():  # the export holds bytes
+            span = f"{labels.min()} to {labels.max()}, not 0 to 255"
+            raise UserError(f"{path} has {split}_labels from {span}. Use VAL_AND_TEST=empty.")
+        real[split] = images, labels, source
+    return real
 
 
 def choose_labels(saved, folder):
@@ -199,7 +214,7 @@ def write_pngs(folder, generator, label_counts, n, saved):
                 number += 1
 
 
-def describe(saved, folder, path, sha256, n, about_labels, real):
+def describe(saved, folder, path, n, about_labels, real):
     """Return the text of ABOUT.txt: what the images are, and how to draw them again."""
     trained, info = saved["settings"], dataset.INFO[saved["settings"]["DATASET"]]
     kept = [f"{key}={value!r}" for key, value in trained.items() if not key.endswith("_DIR")]
@@ -212,7 +227,7 @@ def describe(saved, folder, path, sha256, n, about_labels, real):
         f"labels      {about_labels}",
         f"seed        {SEED}, drawn {sampling.CHUNK} at a time",
         f"run         {folder.name}, epoch {saved['epoch']} of {trained['EPOCHS']}",
-        f"checkpoint  {path.name}, SHA-256 {sha256}",
+        f"checkpoint  {path.name}, SHA-256 {saved['file_sha256']}",
         f"made by     generate_images.py, torch {torch.__version__}",
         f"learned     {dataset.title(trained['DATASET'])}, training split",
         textwrap.fill(f"settings    {', '.join(kept)}", 100, subsequent_indent=" " * 12),

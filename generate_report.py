@@ -149,17 +149,17 @@ def describe(saved, snapshots):
 def load_training_images(saved):
     """Return the images that a run was trained on, their label vectors or None, and their file.
 
-    Raises UserError if they are no longer there.
+    Raises UserError if they are no longer there; nothing is downloaded or drawn.
     """
-    trained = saved["settings"]
+    trained, trained_on = saved["settings"], checkpoint.describe_data(saved)
     folder = DATA_DIR or trained["DATA_DIR"]
     name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
-    images, labels, source = dataset.load(name, "train", folder, fraction, seed)
+    images, labels, source = dataset.load(name, "train", folder, fraction, seed, trained_on)
     labels = dataset.encode_labels(name, labels) if trained.get("CONDITIONAL") else None
     if dataset.sha256(images, labels) != saved["data_sha256"]:
         raise UserError(
-            f"{source}: these are not the images that the run was trained on. Give the "
-            "folder of the right file as --DATA_DIR"
+            f"{source}: these are not the images that the run was trained on. {trained_on}; give "
+            "the folder of that file as --DATA_DIR"
         )
     return images, labels, Path(folder) / f"{name}.npz"
 
@@ -167,15 +167,17 @@ def load_training_images(saved):
 def load_held_out(path, name, like):
     """Return at most N_EXAMINED images of the test or else the validation split, and its name.
 
-    (None, "") if neither split has images of the shape of `like`.
+    (None, "") if both are empty, as in a file of generate_images.py. Raises UserError if they are
+    damaged or have other channels than `like`.
     """
     for split in ("test", "val"):
-        with contextlib.suppress(UserError):
-            images, _ = dataset.read_split(path, split, name)
-            if images.shape[1:] == like.shape[1:]:
-                random = torch.Generator().manual_seed(SEED)
-                order = torch.randperm(len(images), generator=random)
-                return images[order[:N_EXAMINED]], split
+        images, _ = dataset.read_split(path, split, name, may_be_empty=True)
+        if len(images) > 0:
+            dataset.check_channels(path, split, images, like.shape[1])
+            random = torch.Generator().manual_seed(SEED)
+            order = torch.randperm(len(images), generator=random)
+            return images[order[:N_EXAMINED]], split
+    print(f"{path} has no test or validation images: nothing is compared with them")
     return None, ""
 
 
@@ -190,6 +192,8 @@ def load_generators(saved, folder, snapshots, shown):
     grids = {}
     for epoch, path in tqdm(snapshots.items(), "reading", unit=" epochs", disable=None):
         snapshot = checkpoint.load(path, checkpoint.SNAPSHOT)
+        if snapshot["model_args"] != saved["model_args"]:
+            raise UserError(f"{path} is of another run. Move it away.")
         of_epoch = checkpoint.rebuild_generator(snapshot, path)
         grids[epoch] = draw(of_epoch, latents, snapshot["label_counts"])
         if epoch == shown:

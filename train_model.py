@@ -81,7 +81,7 @@ def main(constants):
             return
         images, labels, source = load_data()
         torch.manual_seed(SEED)
-        run, progress, model = new_run(images, labels, device, constants, saved)
+        run, progress, model = new_run(images, labels, source, device, constants, saved)
         reference = fit_reference(images)
         if saved:
             run = checkpoint.resume(saved, run, progress, model, folder / "checkpoint.pt")
@@ -108,7 +108,7 @@ def load_data():
     return images, labels, source
 
 
-def new_run(images, labels, device, constants, saved):
+def new_run(images, labels, source, device, constants, saved):
     """Return a run, its progress and its model as they are before the first step.
 
     saved: the checkpoint that will be resumed, or None; its dtype is kept if DTYPE is "auto".
@@ -133,6 +133,7 @@ def new_run(images, labels, device, constants, saved):
         model_args=model_args,
         recipe=checkpoint.describe_recipe(optimizers, [generator_loss, discriminator_loss]),
         machine=hardware.machine(device),
+        data_official=dataset.OFFICIAL in source,
     )
     progress = Progress(
         permutation=torch.randperm(len(images), device=device),
@@ -316,7 +317,7 @@ def end_epoch(n, run, progress, model, folder, reference):
     n: training images. The checkpoint is written last, so all that it says is done is on the disk.
     """
     checkpoint.check_finite(progress, model, folder)
-    speed = progress.images_seen / progress.seconds
+    speed = progress.images_seen / max(progress.seconds, 1e-9)  # a coarse clock may say 0
     row = {"epoch": progress.epoch + 1, "step": progress.step}
     row |= {"seconds": round(progress.seconds, 2), "images_per_second": round(speed, 1)}
     row |= status.means(progress, BATCH_SIZE)

@@ -1,7 +1,8 @@
-"""Checkpoints: what they hold, how they are written, read, checked and resumed."""
+"""Checkpoints: how they are written, read, checked and resumed. schema.py says what they hold."""
 
 import ast
 import dataclasses
+import hashlib
 import inspect
 import io
 import pickle
@@ -12,52 +13,23 @@ from pathlib import Path
 
 import torch
 
-from common.files import atomic_write
+from common import dataset, files
+from common.restore import compare, fit_network, fit_optimizer, optimizer_state
+from common.rules import Odd, check, demand, describe
+from common.schema import (
+    CHECKPOINT,
+    SNAPSHOT,
+    Model,
+    Progress,
+    Run,
+    check_progress,
+    check_relations,
+)
 from common.settings import UserError
 from common.upgrade import upgrade
 from dcgan import Discriminator, Generator
 
-# checkpoint.pt is a flat dict: the fields of the three dataclasses below, networks and
-# optimisers as state dicts, and the RNG states rng_cpu and rng_cuda (None on a CPU). A snapshot,
-# generator_epoch_0001.pt ..., holds the keys of SNAPSHOT.
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run is; fixed when it begins."""
-
-    settings: dict  # the constants of train_model.py, DTYPE resolved to "float32" or "bfloat16"
-    channels: int  # of the images, 1 or 3
-    label_counts: dict  # as dataset.count_labels returns; {} without CONDITIONAL
-    data_sha256: str  # of the training images and labels
-    fixed_latents: torch.Tensor  # (64, latent_dim), drawn from after every epoch
-    model_args: dict  # constructor arguments, {"generator": {...}, "discriminator": {...}}
-    recipe: dict  # as describe_recipe returns
-    machine: dict  # as hardware.machine returns, of the last process that trained it
-
-
-@dataclasses.dataclass
-class Progress:
-    """What changes while a run is trained."""
-
-    permutation: torch.Tensor  # (N,), the order of the images in the unfinished epoch
-    running_sums: torch.Tensor  # of status.STATISTICS over the unfinished epoch
-    images_seen: int = 0  # in the unfinished epoch
-    seconds: float = 0.0  # spent on the unfinished epoch
-    epoch: int = 0  # finished epochs
-    step: int = 0  # finished steps, over all epochs
-    history: list = dataclasses.field(default_factory=list)  # the rows of log.csv, one an epoch
-
-
-@dataclasses.dataclass
-class Model:
-    """The networks and their optimisers; a checkpoint holds their state dicts."""
-
-    generator: torch.nn.Module
-    discriminator: torch.nn.Module
-    generator_ema: torch.nn.Module
-    optimizer_g: torch.optim.Optimizer
-    optimizer_d: torch.optim.Optimizer
+__all__ = ["CHECKPOINT", "SNAPSHOT", "Model", "Progress", "Run"]  # from schema.py, for the scripts
 
 
 def constructor_args(network, *given):
@@ -84,89 +56,79 @@ def fields(part):
     return {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
 
 
-def types(part):
-    """Return the types of the fields of a dataclass, {name: type}."""
-    return {field.name: field.type for field in dataclasses.fields(part)}
-
-
-SETTINGS = {
-    "DATASET": str,
-    "DATA_DIR": str,
-    "TRAIN_FRACTION": float,
-    "EPOCHS": int,
-    "LATENT_DIM": int,
-    "SEED": int,
-    "DTYPE": str,
-}
-LABEL_COUNTS = {"rows": torch.Tensor, "counts": torch.Tensor}
-CHECKPOINT = types(Run) | types(Progress) | {"rng_cpu": torch.Tensor}
-CHECKPOINT |= dict.fromkeys(types(Model), dict)  # state dicts
-SNAPSHOT = {"generator_ema": dict, "epoch": int, "settings": dict, "channels": int}
-SNAPSHOT |= {"label_counts": dict, "model_args": dict}
-
-# A row of the history; those of an epoch that was evaluated have the metrics as well.
-ROW = {
-    "epoch": int,
-    "step": int,
-    "loss_discriminator": float,
-    "loss_generator": float,
-    "d_real": float,  # D(x), mean over the epoch
-    "d_fake": float,  # D(G(z)), the same
-}
-
-
 def save(path, content):
     """Write a dict of tensors and plain values to path atomically. Raises UserError."""
     memory = io.BytesIO()  # torch.save hides the cause of a failed write, a plain write tells it
     torch.save(content, memory)
-    with atomic_write(path) as file:
+    with files.atomic_write(path) as file:
         file.write(memory.getbuffer())
 
 
 def load(path, layout):
-    """Read a checkpoint onto the CPU; no code in it is run (weights_only).
+    """Read a checkpoint onto the CPU and check all of it; no code in it is run (weights_only).
 
-    layout: CHECKPOINT or SNAPSHOT. Raises UserError if the file is missing, damaged, unsafe or of
-    another layout.
+    layout: CHECKPOINT or SNAPSHOT. Returns its fields, {name: value}, and as "file_sha256" the
+    SHA-256 of the very bytes that were read. Raises UserError if the file is missing, cannot be
+    read now, is damaged or unsafe, or holds what this program cannot have written.
     """
-    if not path.exists():
-        raise UserError(f"{path} does not exist. python train_model.py writes checkpoints.")
+    path = Path(path)
+    with files.reading(path, "python train_model.py writes checkpoints."):
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":  # of a zip file; before all of a large one is read
+                refuse(path, "is not a readable checkpoint")
+            file.seek(0)
+            data = file.read()
+        content = unpack(path, data)
+        try:
+            demand(isinstance(content, dict), "it", f"is {describe(content)}, not a dict")
+            content = upgrade(content)
+            check(layout, content)
+            check_relations(content)
+            if layout is CHECKPOINT:
+                check_progress(content)
+        except Odd as odd:
+            refuse(path, f"is not a checkpoint of this program: {odd}")
+    return content | {"file_sha256": hashlib.sha256(data).hexdigest()}
+
+
+def unpack(path, data):
+    """Return what torch.save wrote, from the bytes of a file. Raises UserError."""
+    damaged = None
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load would not notice a flipped bit
-            damaged = archive.testzip()
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+            if not stored or sum(member.file_size for member in members) > len(data):
+                refuse(path, "is not a readable checkpoint, it unpacks to more than it is")
+            damaged = archive.testzip()  # torch.load would not notice a flipped bit
+        if not damaged:
+            with warnings.catch_warnings(action="ignore"):
+                return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except pickle.UnpicklingError:
         refuse(path, "holds more than tensors and plain values, which could be harmful")
-    except Exception as error:  # torch.load raises a dozen kinds for damaged files
+    except Exception as error:  # zipfile and torch raise a dozen kinds for damaged files
+        if "allocate memory" in str(error):  # RuntimeError of torch
+            raise MemoryError from None
         refuse(path, f"is not a readable checkpoint, {type(error).__name__}")
-    if damaged:
-        refuse(path, "is damaged, a checksum in it is wrong")
-    if isinstance(content, dict) and "model_args" not in content:
-        content = upgrade(content)
-    check_layout(path, content, layout)
-    check_layout(path, content["settings"], SETTINGS)
-    if content["label_counts"]:
-        check_layout(path, content["label_counts"], LABEL_COUNTS)
-        rows, counts = content["label_counts"]["rows"], content["label_counts"]["counts"]
-        if rows.ndim != 2 or counts.shape != rows.shape[:1] or not (counts > 0).any():
-            refuse(path, "is not a checkpoint of this program, 'label_counts' do not fit together")
-    for row in content.get("history", []):
-        check_layout(path, row, ROW)
-    return content
+    refuse(path, "is damaged, a checksum in it is wrong")
 
 
-def check_layout(path, content, layout):
-    """Raise UserError unless the content is a dict with these keys and types of values."""
-    if not isinstance(content, dict):
-        refuse(path, f"is not a checkpoint of this program, it holds a {type(content).__name__}")
-    for key, kind in layout.items():
-        if not isinstance(content.get(key), kind):
-            refuse(path, f"is not a checkpoint of this program, {key!r} is missing or odd")
+def describe_data(saved):
+    """Return in words what the run of a checkpoint was trained on."""
+    kind = {True: dataset.OFFICIAL, False: "not the official file", None: "a file of that name"}
+    name = saved["settings"]["DATASET"]
+    which = "" if name == "phantom" else f", {kind[saved['data_official']]}"
+    return f"The run was trained on {dataset.title(name)}{which}"
 
 
 def refuse(path, cause):
-    raise UserError(f"{path} {cause}. Move it away, and train anew or take another RUN_NAME.")
+    if path.name == "checkpoint.pt":
+        fix = "Move it away, and put a copy in its place, train anew or take another RUN_NAME."
+    else:
+        fix = "Move it away; the other epochs do not need it."
+    raise UserError(f"{path} {cause}. {fix}")
 
 
 def load_generator(path):
@@ -193,24 +155,32 @@ def rebuild_discriminator(saved, path):
 
 def rebuild(architecture, arguments, state, path):
     """Return a network in eval mode, channels_last as in training, so that no bit differs."""
+    path = Path(path)
     try:
-        network = architecture(**arguments)
+        compare(architecture, arguments, state)
     except Exception as error:  # whatever constructor arguments of another class lead to
-        refuse_architecture(path, error)
+        if "meta" not in str(error):  # a class of one's own may look at its values
+            refuse_architecture(path, error)
+    network = architecture(**arguments)
     restore(network, state, path)
     return network.eval().to(memory_format=torch.channels_last)
 
 
-def restore(part, state, path):
-    """Load a state dict into a network or an optimiser. Raises UserError if it does not fit."""
+def restore(network, state, path):
+    """Load a state dict into a network. Raises UserError if it does not fit."""
     try:
-        part.load_state_dict(state)
-        for parameter, moments in getattr(part, "state", {}).items():
-            for name, moment in moments.items():  # a fused optimiser would read past their end
-                if isinstance(moment, torch.Tensor) and moment.shape not in (parameter.shape, ()):
-                    raise ValueError(f"{name} has the shape {tuple(moment.shape)}")
+        fit_network(network, state)
     except Exception as error:  # wrong keys, shapes or types, whatever a foreign file holds
         refuse_architecture(path, error)
+
+
+def restore_optimizer(optimizer, saved, name, path):
+    """Load the state dict of an optimiser from what `load` read. Raises UserError."""
+    try:
+        fit_optimizer(optimizer, saved[name], saved["step"] > 0)
+    except Exception as error:  # as above
+        cause = " ".join(str(error).split())[:160]
+        refuse(path, f"is not a checkpoint of this program: {name} does not fit, {cause}")
 
 
 def refuse_architecture(path, error):
@@ -228,7 +198,9 @@ def find(folder, constants, may_change):
     UserError if another one differs or the checkpoint cannot be read.
     """
     path = folder / "checkpoint.pt"
-    if not path.exists():
+    with files.reading(path):
+        found = path.exists()
+    if not found:
         if any(not file.name.startswith(".") for file in folder.glob("*")):
             raise UserError(
                 f"{folder} holds files but no checkpoint.pt to resume. Choose another "
@@ -257,7 +229,10 @@ def save_run(run, progress, model, folder):
     """
     check_finite(progress, model, folder)
     content = fields(run) | fields(progress)
-    content |= {name: part.state_dict() for name, part in fields(model).items()}
+    for name, part in fields(model).items():
+        is_optimizer = isinstance(part, torch.optim.Optimizer)
+        stepped = progress.step > 0
+        content[name] = optimizer_state(part, stepped) if is_optimizer else part.state_dict()
     content["rng_cpu"] = torch.get_rng_state()
     device = progress.running_sums.device
     content["rng_cuda"] = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -266,7 +241,7 @@ def save_run(run, progress, model, folder):
 
 def save_snapshot(run, progress, model, folder):
     """Write the averaged generator of the epoch that just ended. Raises UserError."""
-    content = {key: value for key, value in fields(run).items() if key in SNAPSHOT}
+    content = {key: value for key, value in fields(run).items() if key in SNAPSHOT.fields}
     content |= {"epoch": progress.epoch, "generator_ema": model.generator_ema.state_dict()}
     save(folder / f"generator_epoch_{progress.epoch:04d}.pt", content)
 
@@ -302,7 +277,10 @@ def resume(saved, run, progress, model, path):
                 "change, choose another RUN_NAME, or archive the run with --RESUME=never"
             )
     for name, part in fields(model).items():
-        restore(part, saved[name], path)
+        if isinstance(part, torch.optim.Optimizer):
+            restore_optimizer(part, saved, name, path)
+        else:
+            restore(part, saved[name], path)
     for name, fresh in (fields(progress) | {"fixed_latents": run.fixed_latents}).items():
         if isinstance(fresh, torch.Tensor):
             if saved[name].shape != fresh.shape or saved[name].dtype != fresh.dtype:

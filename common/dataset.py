@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
-from common import download, files, phantom
+from common import download, files, npz, phantom
 from common.settings import UserError
 
 with warnings.catch_warnings():
@@ -28,6 +28,7 @@ NAMES = list(INFO)
 KEYS = [f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")]
 SIZE = 28  # pixels, height and width
 NO_FINDING = "no finding"
+OFFICIAL = "the official file (MD5 agrees)"
 
 
 def title(name):
@@ -43,18 +44,27 @@ def check_name(name):
         raise UserError(f"DATASET={name}: {hint}Known are {', '.join(NAMES)}.")
 
 
-def load(name, split="train", folder="data", fraction=1.0, seed=0):
+def load(name, split="train", folder="data", fraction=1.0, seed=0, trained_on=""):
     """Return one split as (images, labels, source).
 
     images: uint8 tensor (N, C, 28, 28), C is 1 or 3, 0 is black. labels: integer tensor (N, L);
     ChestMNIST has L = 14 columns, any number of which can be 1 (all zero: no finding).
     source: the file and where it comes from, in words.
     fraction: seeded random part of the split, in (0, 1].
+    trained_on: what a run was trained on, in words. Where it is given, the file is only read: if
+    it is missing, that is an error that says so, and nothing is drawn or downloaded.
     Raises UserError if there is no usable file and none can be made or downloaded.
     """
     check_name(name)
     path = Path(folder) / f"{name}.npz"
-    if name == "phantom":
+    if trained_on:
+        with files.reading(path):
+            missing = not path.exists()
+        if missing:
+            raise UserError(
+                f"{path} does not exist. {trained_on}; give the folder of that file as --DATA_DIR"
+            )
+    elif name == "phantom":
         files.make_once(path, write_phantom, path)
     else:
         info = INFO[name]
@@ -92,11 +102,13 @@ def encode_labels(name, labels):
     names = label_names(name)
     multilabel = is_multilabel(name)
     columns, highest = (len(names), 1) if multilabel else (1, len(names) - 1)
-    if labels.shape[1] != columns or labels.min() < 0 or labels.max() > highest:
+    width, odd = labels.shape[1], (labels < 0) | (labels > highest)
+    if width != columns or odd.any():
+        span = f" of {labels.min()} to {labels.max()}" if labels.numel() else ""
         raise UserError(
-            f"the labels of {name} have {labels.shape[1]} columns of {labels.min()} to "
-            f"{labels.max()}, not {columns} of 0 to {highest}, so they cannot be learned. Put the "
-            "right ones into the file, or train with --CONDITIONAL=False"
+            f"the labels of {name} have {width} columns{span}, not {columns} of 0 to {highest}, "
+            "so they cannot be learned. Put the right ones into the file, or train with "
+            "--CONDITIONAL=False"
         )
     return labels.float() if multilabel else one_hot(labels[:, 0], len(names)).float()
 
@@ -170,7 +182,7 @@ def is_official(name, path):
     """Whether a file is MedMNIST's own, by its MD5. False for the phantom."""
     if name == "phantom":
         return False
-    with open(path, "rb") as file:
+    with files.reading(path), open(path, "rb") as file:
         return hashlib.file_digest(file, download.md5).hexdigest() == INFO[name]["MD5"]
 
 
@@ -179,14 +191,16 @@ def provenance(name, path):
     if name == "phantom":
         return "drawn by phantom.py: computer-drawn phantoms, not patients"
     if is_official(name, path):
-        return "the official file (MD5 agrees)"
+        return OFFICIAL
     return "not the official file (its MD5 differs), used as it is"
 
 
-def read_split(path, split, name):
+def read_split(path, split, name, may_be_empty=False):
     """Read images (N, C, 28, 28) and labels (N, L) from a file in MedMNIST's layout.
 
-    Raises UserError, with the cause and the fix, if the file is damaged or of another layout.
+    The order of elements and bytes in the file makes no difference. may_be_empty: whether N may
+    be 0. Raises UserError, with the cause and the fix, if the file is damaged or of another
+    layout, or cannot be read now.
     """
 
     def refuse(cause):
@@ -196,31 +210,41 @@ def read_split(path, split, name):
             fix = f"Move it away to download it again, or replace it from {INFO[name]['url']}"
         raise UserError(f"{path} {cause}. {fix}")
 
+    pixels, truth = f"{split}_images", f"{split}_labels"
     try:
-        with np.load(path, allow_pickle=False) as arrays:  # pickles can run code
-            missing = [key for key in KEYS if key not in arrays.files]
-            if not missing:
-                images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        with files.reading(path), zipfile.ZipFile(path) as archive:
+            missing = [key for key in KEYS if f"{key}.npy" not in archive.namelist()]
+            if missing:
+                refuse(f"is not in MedMNIST's layout: it lacks {', '.join(missing)}")
+            shape, dtype = npz.read_header(archive, pixels)
+            if dtype != np.uint8:
+                refuse(f"has {pixels} of type {str(dtype)[:40]}, not uint8")
+            if shape[1:] not in ((SIZE, SIZE), (SIZE, SIZE, 3)):
+                refuse(f"has {pixels} of shape {shape}, not (N, 28, 28) or (N, 28, 28, 3)")
+            n, (shape, dtype) = shape[0], npz.read_header(archive, truth)
+            if dtype.kind not in "iub" or len(shape) not in (1, 2):
+                refuse(f"has {truth} of type {str(dtype)[:40]} and shape {shape}, not (N, L)")
+            if shape[0] != n:
+                refuse(f"has {n} {pixels} but {shape[0]} {truth}")
+            if n == 0 and not may_be_empty:
+                refuse(f"has no {pixels}")
+            images = torch.from_numpy(npz.read_array(archive, pixels, np.uint8))
+            labels = torch.from_numpy(npz.read_array(archive, truth, np.int64))
     except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
-        cause = str(error) if isinstance(error, zipfile.BadZipFile) else type(error).__name__
+        told = isinstance(error, (zipfile.BadZipFile, npz.Damaged))
+        cause = error if told else type(error).__name__
         refuse(f"cannot be read as an .npz file of plain arrays ({cause})")
-    if missing:
-        refuse(f"is not in MedMNIST's layout: it lacks {', '.join(missing)}")
-    if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
-        refuse("holds something other than arrays")
-    if images.dtype != np.uint8:
-        refuse(f"has {split}_images of type {images.dtype}, not uint8")
-    if images.shape[1:] not in ((SIZE, SIZE), (SIZE, SIZE, 3)):
-        refuse(f"has {split}_images of shape {images.shape}, not (N, 28, 28) or (N, 28, 28, 3)")
-    if labels.dtype.kind not in "iub" or labels.ndim not in (1, 2):
-        refuse(f"has {split}_labels of type {labels.dtype} and shape {labels.shape}, not (N, L)")
-    if len(labels) != len(images):
-        refuse(f"has {len(images)} {split}_images but {len(labels)} {split}_labels")
-    if len(images) == 0:
-        refuse(f"has no {split}_images")
-    images = torch.from_numpy(images)
     images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-    return images, torch.from_numpy(labels.astype(np.int64)).reshape(len(images), -1)
+    return images, labels if labels.ndim == 2 else labels.unsqueeze(1)
+
+
+def check_channels(path, split, images, channels):
+    """Raise UserError unless images (N, C, 28, 28) have as many channels as those trained on."""
+    if images.shape[1] != channels:
+        raise UserError(
+            f"{path} has {split}_images with {images.shape[1]} channels, the run was trained on "
+            f"{channels}. Give the folder of the right file as --DATA_DIR"
+        )
 
 
 def write_phantom(path):

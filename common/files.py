@@ -181,3 +181,25 @@ def holder(file):
     if words[:1].isdigit():  # filelock's own: process and host
         words = "process " + " on ".join(words.split()[:2])
     return f" ({words})" if words else ""
+
+
+@contextlib.contextmanager
+def reading(path, missing=""):
+    """Turn trouble in reading a file, other than damage to it, into a UserError.
+
+    missing: what to say where the file does not exist. Trouble that passes, as missing rights or
+    too little memory, is told as such, so that nobody throws a whole file away.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():  # a pipe would wait, a device would never end
+            raise UserError(f"{path} is not a file to be read. Move it away, or name another one.")
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist. {missing}".strip()) from None
+    except (OSError, MemoryError) as error:
+        cause = getattr(error, "strerror", None) or str(error) or "too little memory"
+        raise UserError(
+            f"{path} cannot be read now: {cause}. The file may be whole: mend that, and run the "
+            "same command again."
+        ) from None

@@ -4,6 +4,7 @@ import torch
 
 from common import hardware
 from common.dataset import draw_labels, to_pixels
+from common.settings import UserError
 
 CHUNK = 500  # images drawn at once; the last bit of a pixel may depend on it
 
@@ -13,10 +14,21 @@ def draw(generator, latents, labels=None):
     """Draw one uint8 image (N, C, 28, 28) for each latent (N, latent_dim), CHUNK at a time.
 
     labels: float (N, K), a label vector for each latent, if the generator is conditional.
+    Raises UserError if the generator draws nan, which would be a black image.
     """
     inputs = [latents] if labels is None else [latents, labels]
     batches = zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True)
-    return torch.cat([to_pixels(generator(*batch)) for batch in batches])
+    return torch.cat([to_pixels(check_drawn(generator(*batch))) for batch in batches])
+
+
+def check_drawn(images):
+    """Return images in [-1, 1] as they are. Raises UserError if one is not finite."""
+    if not images.isfinite().all():
+        raise UserError(
+            "the generator draws images of nan: its weights are too large. Take another EPOCH, "
+            "or train anew with a lower LEARNING_RATE"
+        )
+    return images
 
 
 def sample(generator, label_counts, n, seed, dtype="float32"):

@@ -1,5 +1,7 @@
 """Reads checkpoints of the layout before November 2026: other keys, layers without names."""
 
+import torch
+
 OLD_KEYS = {
     "labels": "label_counts",
     "fingerprint": "data_sha256",
@@ -25,7 +27,10 @@ OLD_LAYERS = {
 
 
 def upgrade(content):
-    """Return an old checkpoint, a dict, in today's layout; what is odd in it stays as it is."""
+    """Return a checkpoint, a dict, in today's layout; what is odd in it stays as it is."""
+    content = {"data_official": None} | content
+    if "model_args" in content:
+        return content
     content = {OLD_KEYS.get(key, key): value for key, value in content.items()}
     content = {"label_counts": {}, "recipe": {}, "machine": {}} | content
     for name in ("generator", "discriminator", "generator_ema"):
@@ -37,7 +42,8 @@ def upgrade(content):
     content["settings"] = {"LR_DECAY_START": 10**9} | {
         "DTYPE" if key == "PRECISION" else key: value for key, value in settings.items()
     }
-    labels = label_counts["rows"].shape[1] if "rows" in label_counts else 0
+    rows = label_counts.get("rows")
+    labels = rows.shape[1] if isinstance(rows, torch.Tensor) and rows.dim() == 2 else 0
     shared = {"channels": content.get("channels"), "labels": labels}
     content["model_args"] = {
         "generator": {"latent_dim": settings.get("LATENT_DIM"), "widths": (256, 128, 64, 16)},

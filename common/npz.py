@@ -1,0 +1,39 @@
+"""Reads the arrays of an .npz file, their headers first: no file can claim more than it holds."""
+
+import math
+
+import numpy as np
+
+LARGE = 2**30  # bytes; a larger array must not unpack from less than a hundredth of its size
+
+
+class Damaged(Exception):
+    """An array of a file is not what its header says."""
+
+
+def read_header(archive, key):
+    """Return (shape, dtype) of an array of an open zip file, without its elements.
+
+    Raises Damaged if there are not as many elements as that, or suspiciously many.
+    """
+    member = archive.getinfo(f"{key}.npy")
+    with archive.open(member) as file:
+        if np.lib.format.read_magic(file) == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        size = math.prod(shape) * dtype.itemsize
+        if size != member.file_size - file.tell():
+            raise Damaged(f"{key} has another size than its shape {shape}")
+    if size > LARGE and size > 100 * member.compress_size:
+        raise Damaged(f"{key} of shape {shape} unpacks to more than a hundred times its size")
+    return shape, dtype
+
+
+def read_array(archive, key, dtype):
+    """Return an array of an open zip file as dtype, in C order and the bytes in native order."""
+    with archive.open(f"{key}.npy") as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)  # pickles can run code
+    if np.can_cast(array.dtype, dtype) or array.size == 0 or array.max() <= np.iinfo(dtype).max:
+        return np.ascontiguousarray(array, dtype=dtype)
+    raise Damaged(f"{key} holds values up to {array.max()}")
