@@ -22,7 +22,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 from common import checkpoint, dataset, files, hardware, metrics, runs, sampling, settings
 from common.settings import UserError
-from report import evaluation, plotting, sections
+from report import evaluation, play, plotting, sections
 
 # --- Run ---
 RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
@@ -42,6 +42,7 @@ DIVERSITY = True  # many images, the most alike among them, means and grey level
 COPIES = True  # the images nearest to the training set [True, False]
 LATENT_SPACE = True  # walks between latents [True, False]
 FAILURES = True  # the images furthest from the training set [True, False]
+PLAY = True  # a page of its own, play.html, to play with both networks [True, False]
 
 # --- Pictures ---
 SCALE = 6  # pixels of a picture an image pixel, but for GIFs; 6 is fine for print [1 to 10]
@@ -89,6 +90,7 @@ def main(constants):
     if not run.grids:
         print("no epoch is finished yet: the grids, the GIF and the losses have to wait")
     write_synthetic(run, out)
+    page["play"] = play.write(run, folder / "checkpoint.pt", out) if PLAY else None
     write_page(page, run, out / "report.html")
 
 
@@ -160,6 +162,7 @@ def read_run(folder):
         near_synthetic=metrics.nearest_image(examined, images) if compared else None,
         near_held_out=metrics.nearest_image(held_out, images) if compared and split else None,
         draw=partial(sample, drawn_from, path),
+        generator=checkpoint.rebuild_generator(drawn_from, path),
     )
 
 
