@@ -618,6 +618,8 @@ function dimmed(pixels) {
   });
 }
 
+const FOLLOW = 2; // grey levels, at most
+
 // Change each pixel a little in the direction that the detective likes (Goodfellow et al. 2015).
 function followMap() {
   judge(studio.shown, studio.labels);
@@ -625,7 +627,7 @@ function followMap() {
   const channels = data.shape[2];
   const largest = gradient.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-12);
   for (let i = 0; i < gradient.length; i++) {
-    const step = 4 * Math.min(1, (4 * Math.abs(gradient[i])) / largest);
+    const step = FOLLOW * Math.min(1, (4 * Math.abs(gradient[i])) / largest);
     draw(i, Math.sign(gradient[i]) * Math.round(step));
   }
   update(false);
