@@ -4,8 +4,8 @@
     python generate_images.py --LABELS=pneumonia --N_IMAGES=1000   of one finding
     python generate_images.py --FORMAT=png --OUT=my_pictures       pictures and a table of labels
 
-The .npz is in MedMNIST's layout and has its data set's name: medmnist's classes load it in place of
-the real file. Every constant below can be changed here or on the command line.
+The .npz has MedMNIST's layout and the data set's name: medmnist's classes load it in place of the
+real file. Every constant below can be changed here or on the command line.
 """
 
 import csv
@@ -29,18 +29,18 @@ from common.settings import UserError
 # --- Run ---
 RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
 MODELS_DIR = "models"  # where train_model.py keeps its runs
-EPOCH = "last"  # to draw from: "last", "best" (the one of the highest coverage) or a number
+EPOCH = "last"  # to draw from: "last", "best" (the one with the highest coverage) or a number
 
 # --- Images ---
 N_IMAGES = 0  # how many; 0: as many as the whole data set has for training [0 to 10000000]
 LABELS = "as in the training set"  # or a finding, or several in one image: "effusion+mass"
-SEED = 0  # of the latents and the labels; same seed, same bytes [0 to 2147483647]
+SEED = 0  # of the latents and the labels; the same seed gives the same bytes [0 to 2147483647]
 
 # --- Files ---
 FORMAT = "npz"  # npz: MedMNIST's layout; png: pictures and labels.csv ["npz", "png"]
-VAL_AND_TEST = "empty"  # of the .npz; real: copied from the data set's own file ["empty", "real"]
+VAL_AND_TEST = "empty"  # of the .npz; real: copied from the data set's file ["empty", "real"]
 DATA_DIR = ""  # folder of that file; empty: the one the run was trained from
-IMAGES_DIR = "images"  # where generate_report.py draws, too
+IMAGES_DIR = "images"  # where generate_report.py writes, too
 OUT = ""  # a folder that does not exist yet; empty: IMAGES_DIR/RUN_NAME/export
 
 AS_TRAINED = "as in the training set"
@@ -57,7 +57,7 @@ def main():
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     name = saved["settings"]["DATASET"]
-    wanted, what = choose_labels(saved, folder)
+    label_counts, about_labels = choose_labels(saved, folder)
     generator = checkpoint.rebuild_generator(saved, path)
     n_whole = dataset.INFO[name]["n_samples"]["train"]
     n = N_IMAGES or n_whole
@@ -72,13 +72,13 @@ def main():
     out = Path(os.path.normpath(OUT)) if OUT else pictures / "export"
     with files.new_folder(out) as hidden:
         print(f"run        {folder}, {path.name}, epoch {saved['epoch']}")
-        print(f"labels     {what}")
+        print(f"labels     {about_labels}")
         print(f"images     {n:,} to {out}")
         if FORMAT == "npz":
-            write_npz(hidden / f"{name}.npz", generator, wanted, n, saved, real)
+            write_npz(hidden / f"{name}.npz", generator, label_counts, n, saved, real)
         else:
-            write_pngs(hidden, generator, wanted, n, saved)
-        about = describe(saved, folder, path, sha256, n, what, real)
+            write_pngs(hidden, generator, label_counts, n, saved)
+        about = describe(saved, folder, path, sha256, n, about_labels, real)
         (hidden / "ABOUT.txt").write_text(about, encoding="utf-8")
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}")
     if FORMAT == "npz" and name != "phantom":
@@ -89,9 +89,10 @@ def main():
 
 
 def choose_labels(saved, folder):
-    """Return the label vectors to draw, label_counts as dataset.count_labels does, and what they are in words.
+    """Return the label vectors to draw and their frequencies, and a description of them.
 
-    Raises UserError if LABELS are not such that the run has seen.
+    The first is a dict as dataset.count_labels returns. Raises UserError if the run was trained on
+    no image that has one of LABELS, or if no image can have all of them.
     """
     seen, name = saved["label_counts"], saved["settings"]["DATASET"]
     if not seen:
@@ -103,74 +104,73 @@ def choose_labels(saved, folder):
         return {}, "none, the run was trained without"
     if LABELS == AS_TRAINED:
         return seen, f"as frequent and as combined as in {seen['counts'].sum():,} training images"
-    legal, several = dataset.single_labels(name, seen), dataset.is_multilabel(name)
+    legal, multilabel = dataset.single_labels(name, seen), dataset.is_multilabel(name)
     given = [label.strip() for label in LABELS.split("+")]
     for label in given:
         if label not in legal:
             quoted = ", ".join(f'"{word}"' for word in [AS_TRAINED, *legal])
-            mix = ", or several joined by +" if several else ""
+            mix = ", or several joined by +" if multilabel else ""
             raise UserError(
                 f"LABELS={LABELS}: no training image of {folder} has the label {label!r}. "
                 f"Legal are {quoted}{mix}"
             )
-    if len(given) > 1 and (not several or dataset.NO_FINDING in given):
+    if len(given) > 1 and (not multilabel or dataset.NO_FINDING in given):
         raise UserError(f"LABELS={LABELS}: no image of {dataset.title(name)} can have all of them")
     row = torch.stack([legal[label] for label in given]).amax(dim=0)
     count = int(seen["counts"][(seen["rows"] == row).all(dim=1)].sum())
-    what = f"{LABELS}, exactly as in {count:,} training images"
+    description = f"{LABELS}, exactly as in {count:,} training images"
     if count == 0:
-        what = f"{LABELS}, which the network never saw together and has to combine"
-    return {"rows": row[None], "counts": torch.ones(1)}, what
+        description = f"{LABELS}, which the network never saw together and has to combine"
+    return {"rows": row[None], "counts": torch.ones(1)}, description
 
 
-def draw_labels(wanted, n):
-    """Yield n label vectors, float (M, K), at most sampling.CHUNK at a time, always the same."""
-    random = torch.Generator().manual_seed(SEED + 2**31)  # other numbers than those of the latents
+def draw_labels(label_counts, n):
+    """Yield n label vectors, float (M, K), at most sampling.CHUNK at a time, the same each time."""
+    random = torch.Generator().manual_seed(SEED + 2**31)  # not the seed of the latents
     for start in range(0, n, sampling.CHUNK):
-        yield dataset.draw_labels(wanted, min(sampling.CHUNK, n - start), random)
+        yield dataset.draw_labels(label_counts, min(sampling.CHUNK, n - start), random)
 
 
-def draw_images(generator, wanted, n, latent_dim):
+def draw_images(generator, label_counts, n):
     """Yield n images, uint8 (M, 28, 28) or (M, 28, 28, 3), with their M label vectors."""
     random = torch.Generator().manual_seed(SEED)
     with tqdm(total=n, unit=" images", disable=None) as bar:
-        for labels in draw_labels(wanted, n):
-            latents = torch.randn(len(labels), latent_dim, generator=random)
+        for labels in draw_labels(label_counts, n):
+            latents = torch.randn(len(labels), generator.latent_dim, generator=random)
             yield dataset.to_hwc(sampling.draw(generator, latents, labels)), labels
             bar.update(len(labels))
 
 
-def write_npz(path, generator, wanted, n, saved, real):
+def write_npz(path, generator, label_counts, n, saved, real):
     """Write a file in MedMNIST's layout, a chunk at a time.
 
-    real: {split: (images, labels, source)} of what is to be copied; other splits are left empty.
+    real: {split: (images, labels, source)} to copy; a split that is not in it is left empty.
     """
     name = saved["settings"]["DATASET"]
     shape = (28, 28) if saved["channels"] == 1 else (28, 28, 3)
-    images = (
-        drawn for drawn, _ in draw_images(generator, wanted, n, saved["settings"]["LATENT_DIM"])
-    )
-    labels = (dataset.decode_labels(name, vectors).numpy() for vectors in draw_labels(wanted, n))
-    columns = dataset.decode_labels(name, dataset.draw_labels(wanted, 1, torch.Generator())).shape[
-        1
-    ]
+    images = (chunk for chunk, _ in draw_images(generator, label_counts, n))
+    labels = (decode_labels(name, vectors) for vectors in draw_labels(label_counts, n))
+    columns = decode_labels(name, next(draw_labels(label_counts, 1))).shape[1]
     with zipfile.ZipFile(path, "w") as archive:
         write_array(archive, "train_images", (n, *shape), images)
         write_array(archive, "train_labels", (n, columns), labels)
         for split in ("val", "test"):
-            pixels, truth = np.empty((0, *shape), np.uint8), np.empty((0, columns), np.uint8)
+            images, labels = np.empty((0, *shape), np.uint8), np.empty((0, columns), np.uint8)
             if real:
-                pixels, truth = (
-                    dataset.to_hwc(real[split][0]),
-                    real[split][1].to(torch.uint8).numpy(),
-                )
-            write_array(archive, f"{split}_images", pixels.shape, [pixels])
-            write_array(archive, f"{split}_labels", truth.shape, [truth])
+                images = dataset.to_hwc(real[split][0])
+                labels = real[split][1].to(torch.uint8).numpy()
+            write_array(archive, f"{split}_images", images.shape, [images])
+            write_array(archive, f"{split}_labels", labels.shape, [labels])
+
+
+def decode_labels(name, vectors):
+    return dataset.decode_labels(name, vectors).numpy()
 
 
 def write_array(archive, name, shape, chunks):
     """Write uint8 arrays, one after the other, as one array of this shape into an .npz."""
-    member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))  # not now: same seed, same bytes
+    # A fixed date, so that the same seed gives the same bytes.
+    member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with archive.open(member, "w", force_zip64=True) as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -178,24 +178,24 @@ def write_array(archive, name, shape, chunks):
             file.write(chunk.tobytes())
 
 
-def write_pngs(folder, generator, wanted, n, saved):
+def write_pngs(folder, generator, label_counts, n, saved):
     """Write 0000000.png ... and labels.csv: a row for each file, a column of 0 and 1 per label."""
     note = PngImagePlugin.PngInfo()
     note.add_text("Description", "synthetic image, shows no patient, not for clinical use")
-    names = dataset.label_names(saved["settings"]["DATASET"]) if wanted else []
+    names = dataset.label_names(saved["settings"]["DATASET"]) if label_counts else []
     with open(folder / "labels.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", *names])
         number = 0
-        for images, labels in draw_images(generator, wanted, n, saved["settings"]["LATENT_DIM"]):
+        for images, labels in draw_images(generator, label_counts, n):
             for image, row in zip(images, labels.int().tolist(), strict=True):
                 Image.fromarray(image).save(folder / f"{number:07d}.png", pnginfo=note)
                 table.writerow([f"{number:07d}.png", *row])
                 number += 1
 
 
-def describe(saved, folder, path, sha256, n, what, real):
-    """The text beside the images: what they are, and how to make them again."""
+def describe(saved, folder, path, sha256, n, about_labels, real):
+    """Return the text of ABOUT.txt: what the images are, and how to draw them again."""
     trained, info = saved["settings"], dataset.INFO[saved["settings"]["DATASET"]]
     kept = [f"{key}={value!r}" for key, value in trained.items() if not key.endswith("_DIR")]
     lines = [
@@ -204,7 +204,7 @@ def describe(saved, folder, path, sha256, n, what, real):
         "is a finding. The labels are those that the network was asked to draw.",
         "",
         f"images      {n:,} of 28x28x{saved['channels']}",
-        f"labels      {what}",
+        f"labels      {about_labels}",
         f"seed        {SEED}, drawn {sampling.CHUNK} at a time",
         f"run         {folder.name}, epoch {saved['epoch']} of {trained['EPOCHS']}",
         f"checkpoint  {path.name}, SHA-256 {sha256}",

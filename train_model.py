@@ -311,6 +311,8 @@ def end_epoch(n, run, progress, model, folder, reference):
     line = f"epoch {row['epoch']}/{EPOCHS}, {speed:.0f} images/s, {status.describe_means(row)}"
     line += f", {status.describe_metrics(row)}" if reference else ""
     line += f", {left} left" + (f"\n{status.COLLAPSE}" if status.looks_collapsed(row) else "")
+    if better := status.better_epoch(progress.history):
+        line += f"\ncoverage was higher in epoch {better['epoch']}: {better['coverage']:.2f}"
 
     progress.epoch += 1
     progress.images_seen, progress.seconds = 0, 0.0

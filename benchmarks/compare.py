@@ -1,21 +1,19 @@
-"""Train three recipes on the same images for the same time, and measure what each has learned.
+"""Train three recipes on the same images for the same time, and compare their synthetic images.
 
     python benchmarks/compare.py                                   all three
     python benchmarks/compare.py --RECIPES=ours,pytorch_example    without TensorFlow
 
 The recipes are in recipes.py; TensorFlow comes with pip install -r requirements-bench.txt. Each
-recipe has a process of its own. They train in turns, one after the other, so that what else the
-machine does hits all alike; the others sleep meanwhile. The clock of a recipe runs while it trains,
-not while it imports, builds, compiles or draws. After each turn it draws images from fixed latents;
-when all have ended, metrics.py compares them with real ones. For Linux and macOS.
+recipe has its own process. They train in turns while the others sleep, so that other load on the
+machine affects all of them equally. Training time is counted, the time for imports, building,
+compilation and drawing is not. After each turn a recipe draws images from fixed latents; at the end
+common/metrics.py compares them with real ones. For Linux and macOS.
 
 Every constant below can be changed here or on the command line.
 """
 
-import csv
 import importlib.metadata
 import importlib.util
-import io
 import itertools
 import json
 import platform
@@ -35,7 +33,7 @@ import recipes
 from common import files, settings
 from common.settings import UserError
 
-# torch is imported where it is needed: the process of the Keras recipe must not hold it.
+# torch is imported inside functions: the process of the Keras recipe must not load it.
 
 # --- Data ---
 DATASET = "pneumoniamnist"  # a 2-D MedMNIST data set of grey images, or "phantom"
@@ -44,17 +42,17 @@ DATA_DIR = "data"  # folder of the .npz files
 # --- Training ---
 RECIPES = "ours,keras_tutorial,pytorch_example"  # which to train, in this order
 MINUTES = 6.0  # training time of each recipe, minutes [0.001 to 10000.0]
-TURN_SECONDS = 15.0  # training time between two drawings, seconds [0.01 to 10000.0]
-DEVICE = "cpu"  # where all of them compute ["auto", "cpu", "cuda"]
+TURN_SECONDS = 15.0  # training time of a turn, after which images are drawn [0.01 to 10000.0]
+DEVICE = "cpu"  # that all recipes train on ["auto", "cpu", "cuda"]
 SEED = 0  # of the weights, the latents and the choice of real images [0 to 2147483647]
 
-# --- Measuring ---
+# --- Metrics ---
 N_IMAGES = 2000  # drawn and compared; at most half the training images [64 to 20000]
 
 # --- Files ---
 OUT = "images/benchmarks/compare"  # folder of the table, the plots and the drawn images
 
-# --- Set by the program, for the processes it starts ---
+# --- Set by the program for the processes that it starts ---
 RECIPE = ""  # the one to train ["", "ours", "keras_tutorial", "pytorch_example"]
 
 TITLES = {
@@ -65,29 +63,29 @@ TITLES = {
 
 
 def train_in_turns():
-    """The process of one recipe: trains and draws when a line on stdin says so, else sleeps.
+    """The process of one recipe: train and draw for each request on stdin, wait otherwise.
 
-    A line asks {"seconds": training time, "n": images to draw, "path": file for them}; each answer
-    is one line of JSON. A first line tells the weights and the number format.
+    A request is a line of JSON, {"seconds": training time, "n": images to draw, "path": file for
+    them}; so is each answer. A first line gives the recipe's "weights" and "dtype".
     """
-    answers, sys.stdout = sys.stdout, sys.stderr  # a library's greeting is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print to stdout, too
     with np.load(Path(DATA_DIR) / f"{DATASET}.npz") as arrays:
         recipe = getattr(recipes, RECIPE)(arrays["train_images"], DEVICE, SEED)
-    about = {key: recipe[key] for key in ("weights", "precision")}
+    about = {key: recipe[key] for key in ("weights", "dtype")}
     print(json.dumps(about), file=answers, flush=True)
     for line in iter(sys.stdin.readline, ""):
-        wanted, steps = json.loads(line), 0
+        request, steps = json.loads(line), 0
         start = perf_counter()
-        while perf_counter() - start < wanted["seconds"]:
+        while perf_counter() - start < request["seconds"]:
             loss = recipe["step"]()
             steps += 1
-        loss = float(loss)  # waits until a GPU is done, so within the clock
+        loss = float(loss)  # waits for a GPU, so before the clock is read
         seconds = perf_counter() - start
         if not np.isfinite(loss):
             raise UserError(f"the losses of the recipe {RECIPE} are no longer finite")
-        shape = (wanted["n"], recipe["latent_dim"])
+        shape = (request["n"], recipe["latent_dim"])
         latents = np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
-        with files.atomic_write(wanted["path"]) as file:
+        with files.atomic_write(request["path"]) as file:
             np.save(file, recipe["draw"](latents))
         answer = {"seconds": seconds, "steps": steps, "images": steps * recipe["batch"]}
         answer["peak_memory_mb"] = megabytes(resource.getrusage(resource.RUSAGE_SELF))
@@ -95,7 +93,7 @@ def train_in_turns():
 
 
 def main():
-    """Check all that can be wrong, let the recipes train, measure, write."""
+    """Check the settings, train the recipes, compute the metrics, write table and plots."""
     names = list(dict.fromkeys(RECIPES.split(",")))
     if not set(names) <= set(TITLES):
         raise UserError(f"RECIPES={RECIPES}: legal are {', '.join(TITLES)}, with commas between")
@@ -113,10 +111,10 @@ def main():
     held_out, _, _ = dataset.load(DATASET, "test", DATA_DIR)
     n = min(N_IMAGES, len(images) // 2)
     if images.shape[1] != 1 or n < 64:
-        raise UserError(f"{source}: the recipes want at least 128 images, and grey ones")
+        raise UserError(f"{source}: the recipes need at least 128 images, and grey ones")
     out = Path(OUT)
     if out.exists():
-        print(f"the results that were here are now called {runs.archive(out)}")
+        print(f"the earlier results are now called {runs.archive(out)}")
 
     turns = max(1, round(60 * MINUTES / TURN_SECONDS))
     print(f"{dataset.title(DATASET)} from {source}")
@@ -124,8 +122,8 @@ def main():
     print(f"{turns} turns of {TURN_SECONDS:g} s for each of {', '.join(names)}")
     rows, about = take_turns(names, turns, n, out, device)
 
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))
-    real, others = images[order[:n]], images[order[n : 2 * n]]
+    chosen, rest = metrics.split_real(torch.arange(len(images)), n, SEED)
+    real, others = images[chosen], images[rest]
     reference = metrics.fit_reference(images, real, SEED)
     last = {}  # recipe: the images of its last turn
     for name, turns in rows.items():
@@ -133,41 +131,43 @@ def main():
             last[name] = torch.from_numpy(np.load(row.pop("path")))
             row |= metrics.evaluate(reference, last[name])
 
-    def detail(synthetic, train):
-        """What is too slow to be measured after each turn."""
+    def slow_metrics(synthetic, train):
+        """Those that take too long to compute after each turn."""
         fine = metrics.fine_detail(real, synthetic, SEED)
         return {"fine_detail": fine[28]} | metrics.memorisation(synthetic, train, held_out)
 
     for name, turns in rows.items():
-        turns[-1] |= detail(last[name], images)
-    marks = {"other real images": others}
+        turns[-1] |= slow_metrics(last[name], images)
+    baselines = {"other real images": others}
     if "pytorch_example" in names:
-        marks["the same, to 64x64 and back"] = recipes.there_and_back(others)
-    marks["Gaussian, mean and covariance"] = metrics.gaussian_reference(images, n, SEED)
-    but_others = images[torch.cat([order[:n], order[2 * n :]])]  # or others would be their own copy
-    for title, marked in marks.items():
-        marks[title] = metrics.evaluate(reference, marked) | detail(marked, but_others)
+        baselines["the same, to 64x64 and back"] = recipes.enlarge_and_shrink(others)
+    baselines["Gaussian, mean and covariance"] = metrics.gaussian_reference(images, n, SEED)
+    # Without the others, each of which would be a copy of itself.
+    train = images[~torch.isin(torch.arange(len(images)), rest)]
+    for title, baseline in baselines.items():
+        numbers = metrics.evaluate(reference, baseline) | slow_metrics(baseline, train)
+        baselines[title] = numbers
 
-    text = "\n".join(table(rows, about, marks))
+    text = "\n".join(table(rows, about, baselines))
     text += (
         f"\n\n{dataset.title(DATASET)}, {len(images):,} training images. The same training time "
         f"for each, in turns of {TURN_SECONDS:g} s. Speed and its ratio: median (range) of the "
         f"turns. Quality: after the last turn, N = {n:,}, k = {metrics.K}, seed {SEED}. Memorised: "
         f"share as near to a training image as the nearest 1 % of {len(held_out):,} held-out "
-        f"images, so that 0.01 is usual. {machine(device)}.\n\n"
+        f"images, for which it is 0.01. {machine(device)}.\n\n"
         f"    python {shlex.join(sys.argv)}\n"
     )
     print(text)
     with files.atomic_write(out / "compare.md") as file:
         file.write(text.encode())
     write_csv(out / "compare.csv", rows)
-    draw(out, rows, marks["other real images"], last, dataset.title(DATASET))
+    draw(out, rows, baselines["other real images"], last, dataset.title(DATASET))
 
 
 def take_turns(names, turns, n, out, device):
-    """Let the recipes train, one at a time.
+    """Train the recipes, one at a time.
 
-    Returns {recipe: a dict for each turn} and {recipe: {"weights": [G, D], "precision": text}}.
+    Returns {recipe: a dict for each turn} and {recipe: {"weights": [G, D], "dtype": string}}.
     """
     command = [sys.executable, __file__, *sys.argv[1:], f"--DEVICE={device.type}"]
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -176,22 +176,22 @@ def take_turns(names, turns, n, out, device):
     def answer(name):
         line = children[name].stdout.readline()
         if not line:
-            raise UserError(f"the recipe {name} has ended early; its own message is above")
+            raise UserError(f"the recipe {name} has ended early; its error is above")
         return json.loads(line)
 
     try:
-        for name in names:  # while this process is small: Linux counts its memory as theirs
+        for name in names:  # before this process grows: Linux counts its memory as theirs
             children[name] = subprocess.Popen([*command, f"--RECIPE={name}"], **streams)
             about[name] = answer(name)
         for turn in range(1, turns + 1):
             for name in names:
                 path = str(out / "samples" / f"{name}_{turn:04d}.npy")
-                wanted = {"seconds": TURN_SECONDS, "n": n, "path": path}
-                children[name].stdin.write(json.dumps(wanted) + "\n")
+                request = {"seconds": TURN_SECONDS, "n": n, "path": path}
+                children[name].stdin.write(json.dumps(request) + "\n")
                 children[name].stdin.flush()
                 row = {"turn": turn, "recipe": name, "path": path} | answer(name)
                 row["images_per_second"] = row["images"] / row["seconds"]
-                for key in ("seconds", "steps", "images"):  # from here on, since the beginning
+                for key in ("seconds", "steps", "images"):  # from here on summed over the turns
                     row[key] += rows[name][-1][key] if rows[name] else 0
                 rows[name].append(row)
                 print(f"turn {turn}/{turns}, {name}: {row['images_per_second']:.1f} images/s")
@@ -202,8 +202,8 @@ def take_turns(names, turns, n, out, device):
     return rows, about
 
 
-def table(rows, about, marks):
-    """Return the lines of a markdown table: the recipes, and below them the marks to read by."""
+def table(rows, about, baselines):
+    """Return a markdown table, a string per line: the recipes, and below them the baselines."""
     heads = ["recipe", "weights G + D", "images/s", "ratio to Keras", "steps", "s to coverage 0.5"]
     heads += ["precision", "recall", "coverage", "Frechet", "fine detail, 28 px", "memorised"]
     lines = [[*heads, "peak memory, MB"], ["---"] * 13]
@@ -213,13 +213,14 @@ def table(rows, about, marks):
         ratio = "1" if name == "keras_tutorial" else ""
         if "keras_tutorial" in rows and not ratio:
             theirs = [row["images_per_second"] for row in rows["keras_tutorial"]]
-            ratio = spread([a / b for a, b in zip(speeds, theirs, strict=True)], 2)
+            ratio = median_and_range([a / b for a, b in zip(speeds, theirs, strict=True)], 2)
         reached = [f"{row['seconds']:.0f}" for row in turns if row["coverage"] >= 0.5]
         reached = (reached or [f"not reached in {last['seconds']:.0f}"])[0]
-        line = [f"{TITLES[name]}, {about[name]['precision']}", weights, spread(speeds, 0), ratio]
+        line = [f"{TITLES[name]}, {about[name]['dtype']}", weights]
+        line += [median_and_range(speeds, 0), ratio]
         line += [f"{last['steps']:,}", reached, *quality(last), f"{last['peak_memory_mb']:,.0f}"]
         lines.append(line)
-    lines += [[f"*{title}*", *[""] * 5, *quality(row), ""] for title, row in marks.items()]
+    lines += [[f"*{title}*", *[""] * 5, *quality(row), ""] for title, row in baselines.items()]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
@@ -228,35 +229,33 @@ def quality(row):
     return [*shares, f"{row['fine_detail']:.0f}", f"{row['share']:.3f}"]
 
 
-def spread(values, digits):
-    """Return median and range as a text."""
+def median_and_range(values, digits):
+    """Return the median and the range as a string."""
     low, high = min(values), max(values)
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def mean(values, form):
-    """Return the mean, and the range if there are several values, as a text."""
+def mean_and_range(values, spec):
+    """Return the mean, and the range if there are several values, as a string."""
     values = list(values)
-    text = format(statistics.mean(values), form)
+    text = format(statistics.mean(values), spec)
     if len(values) > 1:
-        text += f" ({format(min(values), form)} to {format(max(values), form)})"
+        text += f" ({format(min(values), spec)} to {format(max(values), spec)})"
     return text
 
 
 def write_csv(path, rows):
-    """Write a row for each turn of each recipe; seconds, steps and images count from its start."""
-    text = io.StringIO()
+    """Write a row for each turn of each recipe; seconds, steps and images are summed over turns."""
     columns = ["turn", "recipe", "seconds", "steps", "images", "images_per_second"]
     columns += ["peak_memory_mb", "precision", "recall", "coverage", "frechet"]
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    table = []
     for row in itertools.chain(*rows.values()):
-        writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
-    with files.atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+        values = {column: row[column] for column in columns}
+        table.append({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
+    files.write_csv(path, table)
 
 
-def draw(out, rows, floor, last, title):
+def draw(out, rows, real_vs_real, last, title):
     """Draw coverage and Frechet distance over training time, and images of the last turn."""
     from report import plotting
 
@@ -269,7 +268,7 @@ def draw(out, rows, floor, last, title):
                 look = {"color": f"C{[*TITLES].index(name)}", "marker": "o", "markersize": 3}
                 panel.plot(seconds, values, label=TITLES[name], **look)
             look = {"color": "grey", "linestyle": "--", "linewidth": 0.8}
-            panel.axhline(floor[key], label="other real", **look)
+            panel.axhline(real_vs_real[key], label="other real", **look)
         axes[0].set(ylabel="coverage (share of images)", ylim=(-0.02, 1))
         axes[1].set(ylabel="Frechet distance", yscale="log", xlabel="training time (s)")
         axes[1].set_xlim(left=0)
@@ -285,7 +284,7 @@ def draw(out, rows, floor, last, title):
 
 
 def machine(device):
-    """Name the hardware and the versions in one line."""
+    """Return the hardware and the versions in one line."""
     from common import hardware
 
     names = ("torch", "torchvision", "medmnist", "numpy", "tensorflow")
@@ -296,7 +295,7 @@ def machine(device):
 
 
 def megabytes(usage):
-    """The peak resident memory of a process, 10^6 bytes; Linux counts it in KiB, macOS in bytes."""
+    """Return a process's peak resident memory in 10^6 bytes; Linux gives KiB, macOS bytes."""
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 

@@ -3,12 +3,12 @@
 Each function takes grey images, uint8 (N, 28, 28), a device, "cpu" or "cuda", and a seed, and
 returns a dict: "step" trains on the next batch and returns a number that is finite as long as the
 losses are; "draw" turns latents (n, latent_dim) into uint8 (n, 1, 28, 28), both NumPy; "batch" and
-"latent_dim" are sizes; "weights" counts those of generator and discriminator; "precision" is the
-number format.
+"latent_dim" are sizes; "weights" are the numbers of weights of generator and discriminator; "dtype"
+is that of the convolutions.
 
-All build and compile with one step on weights that are thrown away, so that "step" is as fast the
-first time as later. Libraries are imported inside, as TensorFlow and torch are not to share a
-process.
+Each makes one step on weights that are discarded, to build and compile everything, so that the
+first call of "step" is as fast as later ones. Libraries are imported inside the functions, so that
+TensorFlow and torch are not loaded into one process.
 """
 
 import copy
@@ -23,19 +23,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.settings import UserError
 
 
+def model_args(channels, n_labels):
+    """Return the constructor arguments that train_model.py gives to its networks."""
+    import train_model
+    from common.checkpoint import constructor_args
+    from dcgan import Discriminator, Generator
+
+    return {
+        "generator": constructor_args(Generator, train_model.LATENT_DIM, channels, n_labels),
+        "discriminator": constructor_args(Discriminator, channels, n_labels),
+    }
+
+
 def ours(images, device, seed):
-    """train_model.py's training; "networks" in what it returns are both, by name."""
+    """The recipe of train_model.py. Returns both networks, too, by name, as "networks"."""
     import torch
 
     import train_model
-    from common import dataset, hardware, sampling
+    from common import dataset, ema, hardware, sampling
 
     torch.manual_seed(seed)
     device = torch.device(device)
-    precision, _ = hardware.choose_dtype("auto", device)
-    batch = train_model.BATCH_SIZE
-    parts = train_model.build(channels=1, n_labels=0, device=device)
-    networks = {name: parts[name] for name in ("generator", "discriminator")}
+    dtype, _ = hardware.choose_dtype("auto", device)
+    batch, half_life = train_model.BATCH_SIZE, train_model.EMA_HALF_LIFE
+    model = train_model.build(model_args(channels=1, n_labels=0), device)
+    networks = {"generator": model.generator, "discriminator": model.discriminator}
+    no_labels = torch.zeros(batch, 0, device=device)
     images = torch.from_numpy(images)[:, None].to(device)
 
     def batches():
@@ -44,33 +57,33 @@ def ours(images, device, seed):
                 if len(chosen) == batch:
                     yield dataset.to_network(images[chosen])
 
-    def train(parts, real, steps):
-        statistics = train_model.train_step(real, parts, precision)
-        train_model.update_ema(parts["generator_ema"], parts["generator"], steps * batch)
+    def train(model, real, steps):
+        statistics = train_model.train_step(real, no_labels, model, dtype)
+        ema.update_ema(model.generator_ema, model.generator, steps * batch, batch, half_life)
         return statistics.sum()
 
     def draw(latents):
-        train_model.update_bn(parts["generator_ema"], {}, precision)
-        with train_model.number_format(device, precision):
+        ema.update_bn(model.generator_ema, {}, train_model.SEED, dtype)
+        with hardware.autocast(device, dtype):
             latents = torch.from_numpy(latents).to(device)
-            return sampling.draw(parts["generator_ema"], latents).cpu().numpy()
+            return sampling.draw(model.generator_ema, latents).cpu().numpy()
 
     real, counter = batches(), itertools.count(1)
-    train(copy.deepcopy(parts), next(real), 1)
+    train(copy.deepcopy(model), next(real), 1)
     return {
-        "step": lambda: train(parts, next(real), next(counter)),
+        "step": lambda: train(model, next(real), next(counter)),
         "draw": draw,
         "batch": batch,
         "latent_dim": train_model.LATENT_DIM,
         "weights": [sum(p.numel() for p in net.parameters()) for net in networks.values()],
-        "precision": precision,
+        "dtype": dtype,
         "networks": networks,
     }
 
 
 def keras_tutorial(images, device, seed):
     """The recipe of TensorFlow's DCGAN tutorial. Raises UserError without the device."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user's keras.json says
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # not that of the user's keras.json
     import tensorflow as tf
     from keras import Sequential, layers, losses, optimizers, utils
 
@@ -155,7 +168,7 @@ def keras_tutorial(images, device, seed):
         "batch": batch,
         "latent_dim": latent_dim,
         "weights": [sum(int(tf.size(v)) for v in net.trainable_variables) for net in networks],
-        "precision": "float32",
+        "dtype": "float32",
     }
 
 
@@ -236,7 +249,7 @@ def pytorch_example(images, device, seed):
     real = itertools.chain.from_iterable(itertools.repeat(loader))
 
     @torch.no_grad()
-    def draw(latents):  # in training mode, as the example draws its pictures
+    def draw(latents):  # in training mode, as in the example
         latents = torch.from_numpy(latents)[:, :, None, None].to(device).split(batch)
         return dataset.to_pixels(torch.cat([shrink(generator(z)) for z in latents])).cpu().numpy()
 
@@ -247,18 +260,18 @@ def pytorch_example(images, device, seed):
         "batch": batch,
         "latent_dim": latent_dim,
         "weights": [sum(p.numel() for p in network.parameters()) for network in networks],
-        "precision": "float32",
+        "dtype": "float32",
     }
 
 
 def shrink(images):
-    """Scale images (N, 1, 64, 64) to 28x28, the way that costs real images least fine detail."""
+    """Scale images (N, 1, 64, 64) to 28x28, in the way that keeps most fine detail of real ones."""
     from torch.nn.functional import interpolate
 
     return interpolate(images, size=28, mode="bicubic", antialias=True)
 
 
-def there_and_back(images):
+def enlarge_and_shrink(images):
     """Scale uint8 images (N, 1, 28, 28) to 64x64 pixels and back, as pytorch_example does."""
     from torch.nn.functional import interpolate
 

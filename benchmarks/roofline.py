@@ -1,11 +1,11 @@
-"""Say how near a training step comes to this machine's fastest convolutions, and what costs time.
+"""Compare a training step with this machine's fastest convolutions, and profile its time.
 
     python benchmarks/roofline.py
 
 Counts the floating-point operations of one step of train_model.py; measures the rate at which this
-machine computes large convolutions and the time of a step, in turns, so that what else the machine
-does hits both alike; and profiles where the time of a step goes. Prints markdown, writes nothing.
-The images are noise: no operation here depends on what they show.
+machine computes large convolutions and the time of a step, in turns, so that other load on the
+machine affects both equally; and profiles the operations of a step. Prints markdown, writes
+nothing. The images are noise: the time of no operation here depends on their content.
 
 Every constant below can be changed here or on the command line.
 """
@@ -34,10 +34,10 @@ ROUNDS = 7  # measurements of each convolution and of the step, in turns [1 to 1
 STEPS = 10  # training steps in a round, and in the profile [1 to 1000]
 BATCH_SIZE = 64  # images in a large convolution [1 to 4096]
 
-# Large convolutions: input and output channels, kernel, stride, pixels before it.
+# Large convolutions: input and output channels, kernel, stride, height and width of the input.
 SHAPES = [(128, 128, 3, 1, 28), (64, 128, 4, 2, 28), (256, 256, 3, 1, 14), (128, 256, 4, 2, 14)]
 
-# Kinds of operations: the first with a word that is in the profiler's name for the operation.
+# Kinds of operations: of the first one, a word is in the profiler's name of the operation.
 KINDS = {
     "convolution": ["conv"],
     "linear": ["mm", "linear"],
@@ -47,7 +47,7 @@ KINDS = {
     "optimizer": ["adam", "optimizer"],
     "moving average": ["lerp"],
     "data and latents": ["index", "randperm", "normal", "randn", "div_", "sub_"],
-    "copies, number formats": ["copy", "aten::to", "contiguous", "clone"],
+    "copies, dtype conversions": ["copy", "aten::to", "contiguous", "clone"],
 }
 
 
@@ -58,14 +58,14 @@ def main():
     operations = count(ours["step"], ours["networks"])
     total = sum(operations.values())
 
-    ways = {}  # (number format, way, shape): function and its operations
-    for number_format in (torch.bfloat16, torch.float32):
+    convolutions = {}  # (dtype, pass, shape): function and its operations
+    for dtype in (torch.bfloat16, torch.float32):
         for shape in SHAPES:
-            for way, function in large_convolution(number_format, shape, device).items():
-                ways[number_format, way, shape] = function, sum(count(function).values())
-    rates, step_seconds = {key: [] for key in ways}, []
+            for way, function in large_convolution(dtype, shape, device).items():
+                convolutions[dtype, way, shape] = function, sum(count(function).values())
+    rates, step_seconds = {key: [] for key in convolutions}, []
     for _ in range(ROUNDS):
-        for key, (function, work) in ways.items():
+        for key, (function, work) in convolutions.items():
             rates[key].append(work / time(function, 1, device))
         step_seconds.append(time(ours["step"], STEPS, device))
 
@@ -73,8 +73,8 @@ def main():
     for name, number in (operations | {"all": total}).items():
         print(f"| {name} | {number / 1e9:.2f} |")
     rate = total / statistics.median(step_seconds)
-    milliseconds = compare.spread([1000 * seconds for seconds in step_seconds], 1)
-    print(f"\nA step of {ours['batch']} images in {ours['precision']}: {milliseconds} ms, ", end="")
+    milliseconds = compare.median_and_range([1000 * seconds for seconds in step_seconds], 1)
+    print(f"\nA step of {ours['batch']} images in {ours['dtype']}: {milliseconds} ms, ", end="")
     print(f"{rate / 1e9:.0f} Gflop/s.\n")
 
     print("| large convolutions | Gflop/s | shape | share that a step reaches |")
@@ -87,13 +87,13 @@ def main():
         kind = f"{str(kind[0]).removeprefix('torch.')}, {kind[1]}"
         print(f"| {kind} | {best / 1e9:.0f} | {shape} | {rate / best:.0%} |")
 
-    print("\n| where the time goes | share | ms a step | most of it |\n| --- | --- | --- | --- |")
-    times = where_time_goes(ours["step"], device)
-    spent = sum(sum(names.values()) for names in times.values())
+    print("\n| time of a step | share | ms a step | most of it |\n| --- | --- | --- | --- |")
+    times = profile_step(ours["step"], device)
+    total_time = sum(sum(names.values()) for names in times.values())
     for kind, names in times.items():
         most = ", ".join(sorted(names, key=names.get)[:-4:-1])
-        share = sum(names.values())
-        print(f"| {kind} | {share / spent:.1%} | {share:.2f} | {most} |")
+        own = sum(names.values())
+        print(f"| {kind} | {own / total_time:.1%} | {own:.2f} | {most} |")
     print(f"\nMedian (range) of {ROUNDS} rounds, {STEPS} steps in each. ", end="")
     print(f"{compare.machine(device)}.\n\n    python {shlex.join(sys.argv)}")
 
@@ -102,7 +102,7 @@ def count(function, networks=None):
     """Return the floating-point operations of function(), {network and kind: number}.
 
     A multiplication and an addition are two operations; only convolutions and matrix products are
-    counted. networks: {name: module}, told apart by their classes; without any, all is one.
+    counted. networks: {name: module}, of different classes; None counts all operations together.
     """
     with FlopCounterMode(display=False) as counter:
         function()
@@ -118,10 +118,10 @@ def count(function, networks=None):
     return operations
 
 
-def large_convolution(number_format, shape, device):
+def large_convolution(dtype, shape, device):
     """Return {"forward": function, "forward and backward": function} of a convolution."""
     inputs, outputs, kernel, stride, pixels = shape
-    layout = {"device": device, "dtype": number_format, "memory_format": torch.channels_last}
+    layout = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
     images = torch.randn(BATCH_SIZE, inputs, pixels, pixels).to(**layout).requires_grad_()
     weights = torch.randn(outputs, inputs, kernel, kernel).to(**layout).requires_grad_()
 
@@ -140,7 +140,7 @@ def large_convolution(number_format, shape, device):
 
 
 def time(function, times, device):
-    """Return the mean seconds of a call; what a GPU still has to do before it is waited for."""
+    """Return the mean seconds of a call, with a GPU idle before the first and after the last."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     start = perf_counter()
@@ -150,8 +150,8 @@ def time(function, times, device):
     return (perf_counter() - start) / times
 
 
-def where_time_goes(step, device):
-    """Return {kind: {operation: milliseconds of its own in a step}}."""
+def profile_step(step, device):
+    """Return {kind: {operation: milliseconds in a step, without the operations it calls}}."""
     activities = [ProfilerActivity.CPU]
     activities += [ProfilerActivity.CUDA] if device.type == "cuda" else []
     with profile(activities=activities) as profiler:

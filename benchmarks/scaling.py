@@ -1,11 +1,11 @@
-"""Say what a training costs, in time and memory, when there are more images.
+"""Measure the time and the memory of a training by the number of images.
 
     python benchmarks/scaling.py
 
-For each number of images, noise is written into a temporary folder as chestmnist.npz, and the real
-train_model.py is run on it for one epoch, with all its other constants at their defaults. What a
-step spends on fetching its images, and an epoch on its metrics, is timed apart, in this process.
-Prints markdown, keeps nothing. For Linux and macOS.
+For each number of images, noise is written into a temporary folder as chestmnist.npz, and
+train_model.py is run on it for one epoch, with all its other constants at their defaults. The time
+in which a step fetches its images, and an epoch computes its metrics, is measured separately, in
+this process. Prints markdown, keeps no files. For Linux and macOS.
 
 Every constant below can be changed here or on the command line.
 """
@@ -33,7 +33,7 @@ from common.settings import UserError
 
 # --- Measuring ---
 SIZES = "5000,20000,78468"  # numbers of training images; the last is that of ChestMNIST
-REPEATS = 5  # of what is timed in this process; the median counts [1 to 1000]
+REPEATS = 5  # of each measurement in this process; the median is reported [1 to 1000]
 
 
 def main():
@@ -47,11 +47,11 @@ def main():
 
     heads = ["images", "steps", "s an epoch", "s per 1,000 images", "ms a step", "data handling"]
     heads += ["metrics", "s to first step", "after imports", "peak memory, MB"]
-    # First all that train_model.py does: as a child's peak memory Linux counts at least that of the
-    # process that started it, and this one is still small.
+    # First all runs of train_model.py: the peak memory that Linux reports of a process is at least
+    # that of the process that started it, and this one is still small.
     runs = {n: train(noise(n)) for n in sizes}
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
-    for n, (row, imported, begun, peak) in runs.items():
+    for n, (row, imported, first_step, peak) in runs.items():
         images = noise(n)
         fetching, measuring = time_fetching(images, device), time_metrics(images, device)
         steps = int(row["step"])
@@ -59,12 +59,12 @@ def main():
         epoch = float(row["seconds"]) + measuring
         line = [f"{n:,}", f"{steps:,}", f"{epoch:.1f}", f"{1000 * epoch / n:.2f}"]
         line += [f"{1000 * step:.1f}", f"{fetching / step:.2%}", f"{measuring / epoch:.2%}"]
-        line += [f"{begun:.1f}", f"{begun - imported:.1f}", f"{peak:,.0f}"]
+        line += [f"{first_step:.1f}", f"{first_step - imported:.1f}", f"{peak:,.0f}"]
         print(f"| {' | '.join(line)} |")
     print(
         "\nOne epoch each: its steps and its metrics. Data handling: share of a step that fetches "
-        "images and makes them ready. Metrics: share of an epoch. To first step: from the start of "
-        "the process until the first step begins, and from the end of the imports. "
+        "and converts images. Metrics: share of an epoch. To first step: from the start of the "
+        "process to the first step, and from the end of the imports. "
         f"{compare.machine(device)}.\n\n    python {shlex.join(sys.argv)}"
     )
 
@@ -76,18 +76,18 @@ def noise(n):
 def train(images):
     """Run train_model.py for an epoch on images, uint8 (N, 28, 28).
 
-    Returns the row of its log.csv; the seconds until all is imported and until the first step
-    begins; and its peak memory in MB.
+    Returns the row of its log.csv, the seconds until its imports are done, those until its first
+    step, and its peak memory in MB.
     """
     with tempfile.TemporaryDirectory() as folder:
         arrays = {}
-        for split, some in {"train": images, "val": images[:64], "test": images[:64]}.items():
-            arrays[f"{split}_images"] = some
-            arrays[f"{split}_labels"] = np.zeros((len(some), 14), np.uint8)
+        for split, part in {"train": images, "val": images[:64], "test": images[:64]}.items():
+            arrays[f"{split}_images"] = part
+            arrays[f"{split}_labels"] = np.zeros((len(part), 14), np.uint8)
         (Path(folder) / "data").mkdir()
         np.savez(Path(folder) / "data" / "chestmnist.npz", **arrays)
 
-        script = Path(train_model.__file__)  # run as by its user, but for a sign of its imports
+        script = Path(train_model.__file__)  # run as usual, and a file marks the end of its imports
         code = f"import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); "
         code += "import train_model; open('imported', 'x').close(); "
         code += f"runpy.run_path({str(script)!r}, run_name='__main__')"
@@ -95,22 +95,22 @@ def train(images):
         begin = perf_counter()
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
         seconds, run = [], Path(folder) / "models" / "chestmnist"
-        # The first checkpoint is the last that train_model.py does before the first step.
-        for sign in (Path(folder) / "imported", run / "checkpoint.pt"):
-            while not sign.exists():
+        # train_model.py writes its first checkpoint just before the first step.
+        for marker in (Path(folder) / "imported", run / "checkpoint.pt"):
+            while not marker.exists():
                 if process.poll() is not None:
-                    raise UserError("train_model.py has failed; its own message is above")
+                    raise UserError("train_model.py has failed; its error is above")
                 sleep(0.01)
             seconds.append(perf_counter() - begin)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
-            raise UserError("train_model.py has failed; its own message is above")
+            raise UserError("train_model.py has failed; its error is above")
         with open(run / "log.csv", newline="") as file:
             return next(csv.DictReader(file)), *seconds, compare.megabytes(usage)
 
 
 def time_fetching(images, device):
-    """Return the seconds in which a step fetches its images and makes them ready."""
+    """Return the seconds in which a step fetches and converts its images."""
     images = torch.from_numpy(images)[:, None].to(device)
     batches = torch.randperm(len(images), device=device).split(train_model.BATCH_SIZE)[:100]
 
@@ -125,13 +125,14 @@ def time_fetching(images, device):
 
 def time_metrics(images, device):
     """Return the seconds in which an epoch draws images and compares them with real ones."""
-    n = min(train_model.METRIC_IMAGES, len(images) // 2)
-    if n < 20:  # train_model.py measures nothing then
+    real = torch.from_numpy(images)[:, None]
+    halves = metrics.split_real(real, train_model.METRIC_IMAGES)
+    if halves is None:  # train_model.py computes no metrics
         return 0.0
-    real = torch.from_numpy(images[: 10 * n])[:, None]
-    reference = metrics.fit_reference(real, real[:n])
+    reference = metrics.fit_reference(real, halves[0])
     ours = recipes.ours(images[:1000], device, seed=0)
-    latents = np.random.default_rng(0).standard_normal((n, ours["latent_dim"]), dtype=np.float32)
+    shape = (reference["n"], ours["latent_dim"])
+    latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     draw = ours["draw"]
     return median_seconds(lambda: metrics.evaluate(reference, torch.from_numpy(draw(latents))))
 

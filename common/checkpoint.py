@@ -1,4 +1,4 @@
-"""Checkpoints: their content, written whole, read with checks, and restored into a run."""
+"""Checkpoints: what they hold, how they are written, read, checked and resumed."""
 
 import ast
 import dataclasses
@@ -17,9 +17,9 @@ from common.settings import UserError
 from common.upgrade import upgrade
 from dcgan import Discriminator, Generator
 
-# checkpoint.pt holds the fields of the three dataclasses below, flat, and the states of the random
-# number generators: rng_cpu and rng_cuda (None on a CPU). A snapshot, generator_epoch_0001.pt ...,
-# holds those of SNAPSHOT.
+# checkpoint.pt is a flat dict: the fields of the three dataclasses below, networks and
+# optimisers as state dicts, and the RNG states rng_cpu and rng_cuda (None on a CPU). A snapshot,
+# generator_epoch_0001.pt ..., holds the keys of SNAPSHOT.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Run:
     channels: int  # of the images, 1 or 3
     label_counts: dict  # as dataset.count_labels returns; {} without CONDITIONAL
     data_sha256: str  # of the training images and labels
-    fixed_latents: torch.Tensor  # (64, latent_dim), of every epoch's pictures
+    fixed_latents: torch.Tensor  # (64, latent_dim), drawn from after every epoch
     model_args: dict  # constructor arguments, {"generator": {...}, "discriminator": {...}}
-    recipe: dict  # {"optimizer_g": class name, ..., "generator_loss": source, ...}
-    machine: dict  # hardware and versions of the last process that trained it, in words
+    recipe: dict  # as describe_recipe returns
+    machine: dict  # as hardware.machine returns, of the last process that trained it
 
 
 @dataclasses.dataclass
@@ -44,8 +44,8 @@ class Progress:
     running_sums: torch.Tensor  # of status.STATISTICS over the unfinished epoch
     images_seen: int = 0  # in the unfinished epoch
     seconds: float = 0.0  # spent on the unfinished epoch
-    epoch: int = 0  # finished ones
-    step: int = 0  # finished ones, over all epochs
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps, over all epochs
     history: list = dataclasses.field(default_factory=list)  # the rows of log.csv, one an epoch
 
 
@@ -68,7 +68,10 @@ def constructor_args(network, *given):
 
 
 def describe_recipe(optimizers, losses):
-    """Return the class names of optimisers and the code of losses without comments, by name."""
+    """Return {name: class name of an optimiser, or code of a loss without its comments}.
+
+    optimizers: {name: optimizer}; losses: functions.
+    """
     recipe = {name: type(optimizer).__name__ for name, optimizer in optimizers.items()}
     for loss in losses:
         code = ast.parse(textwrap.dedent(inspect.getsource(loss)))
@@ -77,12 +80,12 @@ def describe_recipe(optimizers, losses):
 
 
 def fields(part):
-    """The fields of a dataclass, {name: value}, not copied."""
+    """Return the fields of a dataclass instance, {name: value}, not copied."""
     return {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
 
 
 def types(part):
-    """The types of the fields of a dataclass, {name: type}."""
+    """Return the types of the fields of a dataclass, {name: type}."""
     return {field.name: field.type for field in dataclasses.fields(part)}
 
 
@@ -123,19 +126,19 @@ def save(path, content):
 def load(path, layout):
     """Read a checkpoint onto the CPU; no code in it is run (weights_only).
 
-    layout: CHECKPOINT or SNAPSHOT. Raises UserError if the file is missing, damaged, unsafe or
-    laid out differently.
+    layout: CHECKPOINT or SNAPSHOT. Raises UserError if the file is missing, damaged, unsafe or of
+    another layout.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist; python train_model.py makes checkpoints.")
+        raise UserError(f"{path} does not exist. python train_model.py writes checkpoints.")
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load would not notice a flipped bit
             damaged = archive.testzip()
         with warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        refuse(path, "holds other things than tensors and plain values, which could be harmful")
-    except Exception as error:  # a dozen kinds, for all that a damaged file can hold
+        refuse(path, "holds more than tensors and plain values, which could be harmful")
+    except Exception as error:  # torch.load raises a dozen kinds for damaged files
         refuse(path, f"is not a readable checkpoint, {type(error).__name__}")
     if damaged:
         refuse(path, "is damaged, a checksum in it is wrong")
@@ -229,7 +232,7 @@ def find(folder, constants, may_change):
         if any(not file.name.startswith(".") for file in folder.glob("*")):
             raise UserError(
                 f"{folder} holds files but no checkpoint.pt to resume. Choose another "
-                "RUN_NAME, or archive the folder with --RESUME=never"
+                "RUN_NAME, or archive it with --RESUME=never"
             )
         return None
     saved = load(path, CHECKPOINT)

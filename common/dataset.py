@@ -1,4 +1,4 @@
-"""One split of one data set as one uint8 tensor: from a local file, a download, or the phantom."""
+"""Images and labels of a data set as tensors: from a file, a download, or the phantom."""
 
 import difflib
 import hashlib
@@ -32,7 +32,7 @@ NO_FINDING = "no finding"
 
 
 def title(name):
-    """The name of a data set as it stands in logs and over pictures."""
+    """Return the name of a data set as logs and pictures show it."""
     return INFO[name]["python_class"]
 
 
@@ -49,7 +49,7 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0):
 
     images: uint8 tensor (N, C, 28, 28), C is 1 or 3, 0 is black. labels: integer tensor (N, L);
     ChestMNIST has L = 14 columns, any number of which can be 1 (all zero: no finding).
-    source: a line of text that says which file this is.
+    source: the file and where it comes from, in words.
     fraction: seeded random part of the split, in (0, 1].
     Raises UserError if there is no usable file and none can be made or downloaded.
     """
@@ -91,31 +91,31 @@ def encode_labels(name, labels):
     Raises UserError for labels that the data set cannot have.
     """
     names = label_names(name)
-    several = is_multilabel(name)
-    wanted, highest = (len(names), 1) if several else (1, len(names) - 1)
-    if labels.shape[1] != wanted or labels.min() < 0 or labels.max() > highest:
+    multilabel = is_multilabel(name)
+    columns, highest = (len(names), 1) if multilabel else (1, len(names) - 1)
+    if labels.shape[1] != columns or labels.min() < 0 or labels.max() > highest:
         raise UserError(
             f"the labels of {name} have {labels.shape[1]} columns of {labels.min()} to "
-            f"{labels.max()}, not {wanted} of 0 to {highest}: they cannot be learned from. Put the "
+            f"{labels.max()}, not {columns} of 0 to {highest}, so they cannot be learned. Put the "
             "right ones into the file, or train with --CONDITIONAL=False"
         )
-    return labels.float() if several else one_hot(labels[:, 0], len(names)).float()
+    return labels.float() if multilabel else one_hot(labels[:, 0], len(names)).float()
 
 
 def label_names(name):
-    """What the columns of a data set's label vectors stand for."""
+    """Return what the columns of a data set's label vectors stand for."""
     return list(INFO[name]["label"].values())
 
 
 def is_multilabel(name):
-    """Whether an image of a data set can have several labels, or none, and not just one."""
+    """Whether an image of a data set can have several labels or none, not exactly one."""
     return INFO[name]["task"].startswith("multi-label")
 
 
 def single_labels(name, label_counts):
-    """Return {label: the vector of it alone, uint8 (K,)} for the labels that were label_counts.
+    """Return {label: the vector of it alone, uint8 (K,)} for the labels in label_counts.
 
-    Where an image can have none of them, the vector of zeros is called "no finding".
+    Where an image can have no label, the vector of zeros is called "no finding".
     """
     names, rows = label_names(name), label_counts["rows"]
     alone = zip(names, torch.eye(len(names), dtype=torch.uint8), rows.T, strict=True)
@@ -126,21 +126,21 @@ def single_labels(name, label_counts):
 
 
 def has_labels(vectors, wanted):
-    """Which label vectors (N, K) have the labels of one vector (K,), or none if that has none."""
+    """Which label vectors (N, K) have all labels of one vector (K,); of a zero vector, no label."""
     return vectors[:, wanted > 0].all(dim=1) if wanted.any() else ~vectors.any(dim=1)
 
 
 def decode_labels(name, vectors):
-    """Return label vectors (N, K) as a file has them, uint8 (N, L); encode_labels undoes it."""
+    """Return label vectors (N, K) as files hold them, uint8 (N, L): encode_labels reversed."""
     if is_multilabel(name) or vectors.shape[1] == 0:
         return vectors.to(torch.uint8)
     return vectors.argmax(dim=1, keepdim=True).to(torch.uint8)
 
 
 def count_labels(labels):
-    """Return the different rows of label vectors, uint8 (U, K), and how often each is there.
+    """Return {"rows": distinct label vectors, uint8 (U, K), "counts": how often each occurs, (U,)}.
 
-    Returns an empty dict for empty vectors, those of a run that learns no labels.
+    Returns an empty dict if K is 0, as in a run without CONDITIONAL.
     """
     if labels.shape[1] == 0:
         return {}
@@ -149,9 +149,9 @@ def count_labels(labels):
 
 
 def draw_labels(label_counts, n, random):
-    """Draw n label vectors, float (n, K), as frequent together as in what was label_counts.
+    """Draw n label vectors, float (n, K), each row of label_counts as often as it was counted.
 
-    random: a torch.Generator. The vectors are empty if nothing was label_counts.
+    random: a torch.Generator. K is 0 if label_counts is empty.
     """
     if not label_counts:
         return torch.zeros(n, 0)
@@ -160,10 +160,7 @@ def draw_labels(label_counts, n, random):
 
 
 def sha256(images, labels=None):
-    """SHA-256 of images, and of label vectors if there are any.
-
-    It tells whether two runs or a run and a report see the same ones.
-    """
+    """Return the SHA-256 of images and label vectors, by which a run knows its data again."""
     digest = hashlib.sha256(images.numpy())
     if labels is not None:
         digest.update(labels.numpy())
@@ -171,7 +168,7 @@ def sha256(images, labels=None):
 
 
 def is_official(name, path):
-    """Whether a file is MedMNIST's own, by its MD5; False for the phantom."""
+    """Whether a file is MedMNIST's own, by its MD5. False for the phantom."""
     if name == "phantom":
         return False
     with open(path, "rb") as file:
@@ -195,23 +192,23 @@ def read_split(path, split, name):
 
     def refuse(cause):
         if name == "phantom":
-            fix = "Move it away, and it is drawn anew."
+            fix = "Move it away, and it is drawn again."
         else:
-            fix = f"Move it away to download it anew, or replace it from {INFO[name]['url']}"
+            fix = f"Move it away to download it again, or replace it from {INFO[name]['url']}"
         raise UserError(f"{path} {cause}. {fix}")
 
     try:
-        with np.load(path, allow_pickle=False) as arrays:  # or code in the file could run
+        with np.load(path, allow_pickle=False) as arrays:  # pickles can run code
             missing = [key for key in KEYS if key not in arrays.files]
             if not missing:
                 images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-    except Exception as error:  # a dozen kinds, for all that a damaged file can hold
+    except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
         cause = str(error) if isinstance(error, zipfile.BadZipFile) else type(error).__name__
         refuse(f"cannot be read as an .npz file of plain arrays ({cause})")
     if missing:
         refuse(f"is not in MedMNIST's layout: it lacks {', '.join(missing)}")
     if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
-        refuse("holds something that is no array")
+        refuse("holds something other than arrays")
     if images.dtype != np.uint8:
         refuse(f"has {split}_images of type {images.dtype}, not uint8")
     if images.shape[1:] not in ((SIZE, SIZE), (SIZE, SIZE, 3)):

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and locks on them."""
+"""Atomic writes of files and folders, and locks on folders."""
 
 import contextlib
 import csv
@@ -15,10 +15,10 @@ from common.settings import UserError
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """Yield a binary file that takes the place of path in one rename when the block ends well.
+    """Yield a binary file that replaces path in one rename when the block succeeds.
 
-    When the block fails or the process dies, whatever stood at path before is untouched.
-    Raises UserError if the file cannot be written (no permission, disk full, ...).
+    If the block fails or the process is killed, the file that was at path is untouched. Raises
+    UserError if the file cannot be written (no permission, disk full, ...).
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -27,12 +27,12 @@ def atomic_write(path):
         with open(temporary, "xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave an empty file under the real name
+            os.fsync(file.fileno())  # or a power cut could leave an empty file at path
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written: {error.strerror or error}. What stood there before "
-            "is untouched; make room or choose another folder, and run the same command again."
+            f"{path} cannot be written: {error.strerror or error}. The file that was there is "
+            "untouched. Free some disk space or choose another folder, then run the command again."
         ) from None
     finally:
         with contextlib.suppress(OSError):
@@ -51,10 +51,10 @@ def write_csv(path, rows):
 
 @contextlib.contextmanager
 def new_folder(path):
-    """Yield an empty hidden folder that becomes path in one rename when the block ends well.
+    """Yield an empty hidden folder that is renamed to path when the block succeeds.
 
-    When the block fails it is removed; what a killed process left is removed the next time.
-    Raises UserError if path exists, another process is making it, or it cannot be written.
+    If the block fails, the folder is removed; what a killed process left is removed the next time.
+    Raises UserError if path exists, another process is writing it, or it cannot be written.
     """
     if path.exists():
         raise UserError(f"{path} exists already. Move it away, or choose another OUT.")
@@ -64,12 +64,12 @@ def new_folder(path):
             shutil.rmtree(hidden, ignore_errors=True)
             hidden.mkdir()
             yield hidden
-            getattr(os, "sync", int)()  # or a power cut could leave empty files; not on Windows
+            getattr(os, "sync", int)()  # or a power cut could leave empty files; Windows has none
             os.rename(hidden, path)
         except OSError as error:
             raise UserError(
-                f"{path} cannot be written: {error.strerror or error}. Nothing of it was kept; "
-                "make room or choose another OUT, and run the same command again."
+                f"{path} cannot be written: {error.strerror or error}. Nothing was left behind. "
+                "Free some disk space or choose another OUT, then run the command again."
             ) from None
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -81,17 +81,17 @@ def make_folder(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"the folder {folder} cannot be made: {error.strerror or error}. "
-            "Move what is in its way, or choose another folder."
+            f"the folder {folder} cannot be created: {error.strerror or error}. "
+            "Move the file that is in its place, or choose another folder."
         ) from None
     return Path(folder)
 
 
 def lock(folder, doing="training the run", constant="RUN_NAME"):
-    """Keep other processes off a folder until this one ends, however it ends. Raises UserError.
+    """Lock a folder until this process ends, in whatever way. Raises UserError if it is locked.
 
-    doing, constant: what the other process does, and what to change to be apart from it.
-    The lock file stands beside the folder, so that the folder can be renamed under the lock.
+    doing, constant: for the message, what the other process does and which constant to change.
+    The lock file is beside the folder, so that the folder can be renamed while it is locked.
     """
     parent = make_folder(folder.parent)
     try:

@@ -11,27 +11,27 @@ import torch
 from common.settings import UserError
 
 
-def choose_device(wanted):
+def choose_device(name):
     """Return the torch.device for "auto", "cpu" or "cuda". Raises UserError without CUDA."""
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
             'DEVICE=cuda: torch finds no CUDA device here. Legal values are "cpu" and "auto"'
         )
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def describe(device):
-    """Name a device in words, for the start-up summary and reports."""
+    """Return the name of a device, for the start-up summary and reports."""
     if device.type == "cuda":
         return f"cuda, {torch.cuda.get_device_name(device)}"
     return f"cpu, {torch.get_num_threads()} threads"
 
 
 def cpu_name():
-    table = Path("/proc/cpuinfo")  # Linux only, where platform.processor() is often empty
-    names = re.findall(r"model name\s*: (.+)", table.read_text()) if table.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only, where platform.processor() is often empty
+    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -45,10 +45,10 @@ def machine(device):
     }
 
 
-def choose_dtype(wanted, device):
-    """Return the dtype of convolutions for "auto", "float32" or "bfloat16", and why, in words."""
-    if wanted != "auto":
-        return wanted, "as set"
+def choose_dtype(dtype, device):
+    """Return the dtype of convolutions for "auto", "float32" or "bfloat16", and a reason."""
+    if dtype != "auto":
+        return dtype, "as set"
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -60,5 +60,5 @@ def choose_dtype(wanted, device):
 
 
 def autocast(device, dtype):
-    """The context in which convolutions compute in "float32" or "bfloat16"."""
+    """Return the context manager in which convolutions compute in "float32" or "bfloat16"."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

@@ -1,6 +1,6 @@
 """Procedural 28x28 chest radiographs: phantoms, not patients.
 
-They let the whole program run where no network and no data set is at hand. A chest built of
+They let the whole program run without a network and without a data set. A chest built of
 ellipsoids is X-rayed by the Beer-Lambert law and developed as a film: bone and fluid bright,
 air dark, the patient's left on the image's right. The two labels change the anatomy, never the
 grey levels. Nothing here is medical evidence: no number measured on these images says anything
@@ -17,8 +17,8 @@ SPLITS = {"train": 10_000, "val": 1_000, "test": 2_000}
 
 SIZE = 28
 FINE = 3  # rays per pixel and direction: ribs are thinner than a pixel
-CHUNK = 16  # images drawn together: their working set stays in a CPU's cache
-PREVALENCE = 0.3  # of each label, drawn independently: 9 % of the images carry both
+CHUNK = 16  # images drawn at once: their working set fits into a CPU's cache
+PREVALENCE = 0.3  # of each label, drawn independently: 9 % of the images have both
 
 # Linear attenuation in 1/cm at 70 keV, about the mean of a hardened 120 kVp beam: between the 60
 # and 80 keV rows of NIST's tables for the ICRU-44 tissues (physics.nist.gov/PhysRefData/
@@ -29,7 +29,7 @@ MU_LUNG = 0.050  # inflated, 0.26 g/cm3
 
 
 class Draws:
-    """Random numbers for `n` patients at once, shaped (n, 1, 1) to broadcast over their films."""
+    """Random numbers for n patients at once, of shape (n, 1, 1) to broadcast over their films."""
 
     def __init__(self, n, generator):
         self.n, self.generator = n, generator
@@ -37,52 +37,53 @@ class Draws:
     def uniform(self, low, high):
         return low + (high - low) * torch.rand(self.n, 1, 1, generator=self.generator)
 
-    def normal(self, mean, spread):
-        """Normal, cut at two spreads: unusual anatomy is wanted, impossible anatomy is not."""
-        return mean + spread * torch.randn(self.n, 1, 1, generator=self.generator).clamp_(-2, 2)
+    def normal(self, mean, std):
+        """Normal, clipped to two standard deviations: anatomy may be unusual, not impossible."""
+        return mean + std * torch.randn(self.n, 1, 1, generator=self.generator).clamp_(-2, 2)
 
     def chance(self, probability):
-        """1 with this probability, else 0, as float."""
+        """1.0 with this probability, else 0.0."""
         return (self.uniform(0, 1) < probability).float()
 
     def texture(self, cells):
-        """Smooth noise of about unit variance with `cells` bumps across, (n, rays, rays)."""
+        """Smooth noise of about unit variance, `cells` bumps wide and high, (n, rays, rays)."""
         coarse = torch.randn(self.n, 1, cells, cells, generator=self.generator) * 1.5
         rays = (SIZE * FINE, SIZE * FINE)
         return torch.nn.functional.interpolate(coarse, rays, mode="bilinear").squeeze(1)
 
 
 def chord(x, y, width, height, depth):
-    """Length in cm of each ray inside the ellipsoid with these half axes, centred on (0, 0).
+    """Return the length in cm of each ray inside an ellipsoid with these half axes at (0, 0).
 
-    Ellipsoids thin out at the rim as organs do; flat shapes would leave drawn outlines. The floor
-    of 1e-8 adds under 0.1 mm and spares exact zeros, on which MKL's square root is 10x slower.
+    Ellipsoids get thinner towards the edge, as organs do; flat shapes would have visible outlines.
+    The lower bound of 1e-8 adds less than 0.1 mm. It avoids exact zeros, on which MKL's square root
+    is 10x slower.
     """
     inside = 1 - (x / width).square() - (y / height).square()
     return inside.clamp_(min=1e-8).sqrt_() * (2 * depth)
 
 
 def turn(x, y, degrees):
-    """Coordinates along axes turned clockwise on the film by `degrees`, a float tensor."""
+    """Return coordinates along axes turned clockwise on the film by degrees, a float tensor."""
     cos, sin = torch.deg2rad(degrees).cos(), torch.deg2rad(degrees).sin()
     return x * cos + y * sin, y * cos - x * sin
 
 
 def attenuate(cardiomegaly, effusion, draws):
-    """Sum of mu * thickness along each ray through one chest per pair of labels.
+    """Return the sum of mu * thickness along each ray, of one chest per pair of labels.
 
     cardiomegaly, effusion: float (n, 1, 1), 0 or 1. Returns float (n, rays, rays), 0 to about 7.
     """
-    # Pose: no film is quite straight or centred, and the field of view varies.
+    # Pose: rotation, centre and field of view vary.
     ray = (torch.arange(SIZE * FINE) + 0.5) / (SIZE * FINE) - 0.5
     field = draws.normal(31.5, 1.3)
     x = ray * field * draws.normal(1, 0.04) + draws.normal(0, 0.9)
     y = ray[:, None] * field + draws.normal(0.2, 1.0)
     x, y = turn(x, y, draws.normal(0, 2.5))
-    midline = x - draws.normal(0, 0.4)  # a patient standing askew shifts heart against ribs
-    breath = draws.normal(0, 1)  # in spreads: a deep one lowers the domes and narrows the heart
+    midline = x - draws.normal(0, 0.4)  # a rotated patient: the heart shifts against the ribs
+    breath = draws.normal(0, 1)  # a deep one lowers the diaphragm and narrows the heart
 
-    # Trunk and rib cage: a dome above, below it a cylinder that flares a little.
+    # Trunk and rib cage: a dome above, below it a cylinder that widens a little.
     ribcage = draws.normal(13.0, 0.7) + 0.2 * breath
     depth = draws.normal(9, 0.8)
     apex = draws.normal(17.5, 0.7)
@@ -111,7 +112,7 @@ def attenuate(cardiomegaly, effusion, draws):
     vessels = chord(midline - 0.9, y - draws.normal(0.5, 0.6), draws.normal(4, 0.4), 7, 4.5)
     lung = cavity - torch.maximum(torch.maximum(column, heart), torch.maximum(arch, vessels))
 
-    # The rest comes in pairs, drawn separately: no chest is symmetrical.
+    # The rest comes in pairs, each side drawn separately: no chest is symmetrical.
     bone = torch.zeros_like(x)
     breasts = draws.chance(0.5) * draws.uniform(0.5, 2)
     breast_y = draws.normal(6, 1)
@@ -129,7 +130,7 @@ def attenuate(cardiomegaly, effusion, draws):
         hilum_y = y - draws.normal(-0.5, 0.7)
         lung = lung - chord(side * midline - 4, hilum_y, 2.2, 3, draws.uniform(0.7, 2))
 
-        # Fluid: where its surface lies on this side; far below the film if there is none.
+        # Fluid: the height of its surface on this side; far below the film if there is none.
         affected = effusion * (which < 0.6 if side < 0 else which > 0.4)
         surface.append(top + draws.uniform(-4.5, 0.5) + 99 * (1 - affected))
 
@@ -139,13 +140,13 @@ def attenuate(cardiomegaly, effusion, draws):
         collar_x, collar_y = turn(out - 8, y + draws.normal(9.8, 0.6), draws.normal(-14, 5))
         bone = bone + chord(collar_x, collar_y + 0.02 * collar_x.square(), 7, 0.8, 0.8)
 
-    # Fluid creeps up the side wall (the meniscus) and thins out upwards in front of the lung.
+    # Fluid rises along the side wall (the meniscus) and gets thinner upwards in front of the lung.
     climb = draws.uniform(2, 4) * (x / flare).square()
     depth_below = y + climb - torch.where(x < 0, *surface)
     lung = lung.clamp(min=0) * (1 - depth_below / 2).clamp(0, 1)
 
-    # Ribs: behind they fall sideways, in front they rise sideways; the beam meets them edge-on
-    # near the wall, and the front ones end in cartilage that the beam hardly sees.
+    # Ribs: the posterior ones slope down to the side, the anterior ones up; the beam meets them
+    # edge-on near the wall, and the anterior ones end in cartilage, which absorbs little.
     across = x.abs()
     spacing, phase = draws.normal(2.8, 0.15), draws.uniform(0, 3)
     back = y - phase - draws.normal(0.1, 0.04) * across - 0.02 * across.square()
@@ -158,8 +159,8 @@ def attenuate(cardiomegaly, effusion, draws):
     discs = 1 + 0.2 * torch.sin(y * (2 * torch.pi / 2.7))
     bone = bone + chord(midline, torch.zeros(()), 1.9, 1, 0.5) * discs
 
-    # Lungs differ in air content, their vessels give them texture, and some carry an opacity
-    # that is no label: brightness alone must not give the labels away.
+    # Lungs differ in air content, their vessels give them texture, and some have an opacity without
+    # a label, so that brightness alone does not determine the labels.
     spot_x, spot_y = x - draws.uniform(-10, 10), y - draws.uniform(-9, 9)
     spot = chord(spot_x, spot_y, draws.uniform(3, 7), draws.uniform(3, 7), 0.5)
     texture = 0.15 * draws.texture(14) + 0.12 * draws.texture(5)
@@ -170,12 +171,12 @@ def attenuate(cardiomegaly, effusion, draws):
 
 
 def develop(attenuation, draws):
-    """Grey levels, 0..1, of the film behind these rays, (n, rays, rays).
+    """Return grey levels, 0 to 1, of the film behind these rays, (n, rays, rays).
 
-    The curve against log exposure is a logistic one, the textbook shape (Hurter and Driffield).
+    The film's density is a logistic function of log exposure (the Hurter-Driffield curve).
     """
-    signal = torch.exp(-attenuation) + draws.uniform(0.006, 0.015)  # scatter veils the dense parts
-    photons = draws.uniform(3e3, 3e4)  # per ray in the open beam; Poisson, near enough normal
+    signal = torch.exp(-attenuation) + draws.uniform(0.006, 0.015)  # scattered radiation
+    photons = draws.uniform(3e3, 3e4)  # per ray in the open beam; enough for a normal Poisson noise
     noise = torch.randn(signal.shape, generator=draws.generator)
     signal = signal + (signal / photons).sqrt() * noise
     log_exposure = signal.clamp_(min=1e-4).log_()
@@ -183,7 +184,7 @@ def develop(attenuation, draws):
     heel = draws.normal(0, 0.1) * ray + draws.normal(0, 0.1) * ray[:, None]  # uneven beam
     density = heel - log_exposure
 
-    # Exposure is set for the patient, so the film's range follows the chest's own.
+    # Exposure is set for the patient, so the film's range follows that of the chest.
     sample = density[:, ::5, ::5].flatten(1)
     low, high = torch.quantile(sample, torch.tensor([0.15, 0.85]), dim=1).view(2, -1, 1, 1)
     middle, span = draws.normal(0.42, 0.32), draws.normal(1.45, 0.4)
@@ -195,7 +196,7 @@ def develop(attenuation, draws):
 
 
 def make_split(n, seed):
-    """Draw `n` phantoms.
+    """Draw n phantoms.
 
     Returns two uint8 arrays: images (n, 28, 28), 0 black to 255 white, and labels (n, 2), 0 or 1
     in the order of LABELS. The same n and seed give the same arrays.
@@ -204,10 +205,10 @@ def make_split(n, seed):
     labels = (torch.rand(n, len(LABELS), generator=generator) < PREVALENCE).to(torch.uint8)
     images = torch.empty(n, SIZE, SIZE, dtype=torch.uint8)
     # Freeing one large block raises glibc's thresholds (mallopt(3), M_MMAP_THRESHOLD): temporaries
-    # then reuse memory instead of going back to the kernel each time, which can cost 10x.
+    # then reuse memory instead of returning it to the kernel each time, which can take 10x longer.
     torch.empty(30 * 2**20, dtype=torch.uint8)
-    # Thousands of short operations: on a busy machine two threads wait for each other at every
-    # one. A single thread is nearly as fast, and makes the result independent of their number.
+    # Thousands of short operations: on a busy machine the threads wait for each other at each of
+    # them. One thread is nearly as fast, and the result does not depend on the number of threads.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

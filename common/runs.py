@@ -1,4 +1,4 @@
-"""The folders of runs: where they are, what is kept in them, and how one is archived."""
+"""The folders of runs: find them, list their snapshots, archive them."""
 
 import re
 from pathlib import Path
@@ -31,33 +31,34 @@ def find_run(models_dir, run_name):
 
 
 def find_snapshots(folder):
-    """Return {epoch: path} of the generators that a run has kept, in the order of epochs."""
+    """Return {epoch: path} of the generators that a run has saved, in the order of epochs."""
     names = ((re.fullmatch(r"generator_epoch_(\d+)", p.stem), p) for p in folder.glob("*.pt"))
     return dict(sorted((int(match[1]), path) for match, path in names if match))
 
 
-def choose_epoch(wanted, snapshots, history):
-    """Return the epoch that "best" or a number in a text means. Raises UserError if not kept.
+def choose_epoch(epoch, snapshots, history):
+    """Return the epoch that "best" or a number as a string means, as an int.
 
-    The best one is that of the highest coverage.
+    The best epoch is the one with the highest coverage. snapshots: as find_snapshots returns;
+    history: the rows of log.csv. Raises UserError if no generator of the epoch was saved.
     """
     coverage = {row["epoch"]: row["coverage"] for row in history if "coverage" in row}
     measured = coverage.keys() & snapshots.keys()
-    if wanted == "best" and measured:
+    if epoch == "best" and measured:
         return max(sorted(measured), key=coverage.get)
-    if wanted.isdecimal() and int(wanted) in snapshots:
-        return int(wanted)
-    kept = ", ".join(str(epoch) for epoch in snapshots) or "none so far"
+    if epoch.isdecimal() and int(epoch) in snapshots:
+        return int(epoch)
+    saved = ", ".join(str(number) for number in snapshots) or "none so far"
     raise UserError(
-        f'EPOCH={wanted}: legal are "last", "best" if coverage was measured, and the epochs '
-        f"of which a generator was kept: {kept}"
+        f'EPOCH={epoch}: legal are "last", "best" if coverage was measured, and the epochs '
+        f"of which a generator was saved: {saved}"
     )
 
 
 def archive(*folders):
-    """Rename folders of one run to the first free RUN-old-1, RUN-old-2, ... and return that name.
+    """Rename the folders of a run to the first free RUN-old-1, RUN-old-2, ... and return that name.
 
-    The number is the same for all of them; a folder that does not exist is passed over.
+    All get the same number; a folder that does not exist is skipped. Raises UserError.
     """
     number = 1
     while any(folder.with_name(f"{folder.name}-old-{number}").exists() for folder in folders):

@@ -1,13 +1,14 @@
-"""Lets the command line override the UPPER_CASE constants at the top of a script.
+"""Override the UPPER_CASE constants at the top of a script from the command line.
 
-A constant is written with its meaning and, in brackets, its legal values:
+The comment behind a constant says what it means and, in brackets, its legal values:
 
     EPOCHS = 50  # passes over the training images [1 to 100000]
     DEVICE = "auto"  # where to compute ["auto", "cpu", "cuda"]
 
-This makes --EPOCHS=20 work, puts the comment into --help, and refuses a value outside the brackets,
-whether it was typed on the command line or into the script. A range with a decimal point or an
-exponent takes any number, one without takes whole numbers only; no brackets mean any text.
+--EPOCHS=20 then sets the constant, --help shows the comment, and a value that is not in the
+brackets is refused, whether it comes from the command line or from the script. A range with a
+decimal point or an exponent allows any number, one without allows integers only; no brackets mean
+any string.
 """
 
 import argparse
@@ -18,20 +19,22 @@ import re
 import tokenize
 from pathlib import Path
 
+RENAMED = {"PRECISION": "DTYPE"}  # constants of earlier versions, and their names now
+
 
 class UserError(SystemExit):
-    """A mistake the user can mend: Python prints the one-line message and exits with status 1."""
+    """An error the user can fix: Python prints its one-line message and exits with status 1."""
 
     def __init__(self, message):
         super().__init__(f"error: {message}")
 
 
 def override(namespace, arguments=None):
-    """Set a script's constants from the command line and hold all of them to their legal values.
+    """Set a script's constants from the command line and check all of them.
 
     namespace: the script's globals(); arguments: a list of strings, by default sys.argv[1:].
-    Returns a dict of every constant's name and value. Raises UserError for an unknown name, a wrong
-    type or a value out of range.
+    Returns all constants, {name: value}. Raises UserError for an unknown name, a wrong type or a
+    value that is not legal.
     """
     constants = read_constants(Path(namespace["__file__"]).read_text(encoding="utf-8"), namespace)
     parser = argparse.ArgumentParser(
@@ -48,8 +51,11 @@ def override(namespace, arguments=None):
         group.add_argument(f"--{name}", metavar="VALUE", help=text)
     parser.error = refuse  # argparse would print two lines and exit with status 2
     given, unknown = parser.parse_known_args(arguments)
-    for word in unknown:
-        name = word.lstrip("-").split("=")[0]
+    for number, word in enumerate(unknown):
+        name, _, value = word.lstrip("-").partition("=")
+        if RENAMED.get(name) in constants:
+            value = value or "".join(unknown[number + 1 : number + 2])
+            refuse(f"{name} is called {RENAMED[name]} now: --{RENAMED[name]}={value}")
         near = difflib.get_close_matches(name.upper(), constants, n=1)
         hint = f"did you mean --{near[0]}?" if near else "--help lists the settings."
         refuse(f"{word}: there is no such setting; {hint}")
@@ -65,7 +71,7 @@ def refuse(message):
 
 
 def read_constants(source, namespace):
-    """Return {name: (heading, comment)} for a script's UPPER_CASE texts, numbers and truths."""
+    """Return {name: (heading, comment)} of a script's UPPER_CASE strings, numbers and booleans."""
     comments, headings = {}, {0: "Settings"}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -77,7 +83,7 @@ def read_constants(source, namespace):
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         name = getattr(target, "id", "")
-        if name.isupper() and node.end_lineno in comments:  # without one it is no setting
+        if name.isupper() and node.end_lineno in comments:  # a setting has a comment
             if isinstance(namespace[name], (set, list, dict, tuple)):
                 continue
             heading = max(row for row in headings if row < node.lineno)
@@ -86,7 +92,7 @@ def read_constants(source, namespace):
 
 
 def convert(text, default):
-    """Turn the text of a command line into the type of the default, or leave it a text."""
+    """Convert a string from the command line to the type of the default, if that is possible."""
     if isinstance(default, bool):
         return {"True": True, "False": False}.get(text, text)
     for kind in (int, float):
@@ -99,7 +105,7 @@ def convert(text, default):
 
 
 def legal(name, value, comment):
-    """Return the value if the brackets that end the comment allow it, else raise UserError."""
+    """Return the value if the brackets at the end of the comment allow it, else raise UserError."""
     bracket = re.search(r"\[([^\]]*)\]$", comment)
     if bracket is None:
         if not isinstance(value, str):

@@ -25,3 +25,17 @@ def describe_metrics(row):
 def looks_collapsed(row):
     """Whether coverage is near 0 in a row of the history although there was time to learn."""
     return row.get("coverage", 1.0) < 0.1 and row["step"] >= 500
+
+
+def better_epoch(history):
+    """Return the row of the epoch with the highest coverage if training has since got worse.
+
+    That is when it lies at least five epochs back and the highest coverage of the last five is
+    lower by 0.02, about the spread of seeds (docs/RESULTS.md). Else None.
+    """
+    covered = [row for row in history if "coverage" in row]
+    best = max(covered, key=lambda row: row["coverage"], default=None)
+    recent = [row["coverage"] for row in covered[-5:]]
+    if best is None or best in covered[-5:] or max(recent) > best["coverage"] - 0.02:
+        return None
+    return best
