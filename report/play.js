@@ -815,7 +815,7 @@ function startLearn() {
   if (history.length > 0) {
     drawCurves("opinions-curve", history, "d_real", "d_fake", 1);
     const losses = history.flatMap((row) => [row.loss_discriminator, row.loss_generator]);
-    drawCurves("losses-curve", history, "loss_discriminator", "loss_generator", Math.max(...losses));
+    drawCurves("losses-curve", history, "loss_discriminator", "loss_generator", Math.ceil(Math.max(...losses)));
   }
   sprite.src = data.learn.picture;
 }
@@ -1013,7 +1013,10 @@ function fillConfusion(body) {
   body.replaceChildren(
     ...groups.map(([name, tiles]) => {
       const row = make("tr");
-      const counts = [YOU, DETECTIVE].map((said) => make("td", right(tiles, said)));
+      const counts = [YOU, DETECTIVE].flatMap((said) => {
+        const real = tiles.filter(said).length;
+        return [make("td", real), make("td", tiles.length - real)];
+      });
       row.append(make("th", `${tiles.length} ${name}`, { scope: "row" }), ...counts);
       return row;
     }),

@@ -206,7 +206,7 @@ def spread_out(epochs, most):
 
 
 def tell(row, before=None):
-    """One sentence on what happens in an epoch, from its row of the history and the one before."""
+    """What happens in an epoch, in words, from its row of the history and the one before."""
     real, fake = row["d_real"], row["d_fake"]
     lead = real - fake
     if status.looks_collapsed(row):
@@ -219,14 +219,14 @@ def tell(row, before=None):
     elif lead < 0.15:
         text = "The detective can hardly tell them apart: forger and detective are in balance"
     elif lead < 0.5:
-        text = "The detective is ahead but often in doubt, and so the forger can learn from it"
+        text = "The detective is ahead but often in doubt, so the forger can learn from it"
     else:
-        text = "The detective is clearly ahead; the forger still learns, but what it does shows"
+        text = "The detective is clearly ahead; the forger is easily caught, but can still learn"
     if before:
         change = lead - (before["d_real"] - before["d_fake"])
         trend = "has grown" if change > 0 else "has shrunk"
         text += f". Its lead {trend} since epoch {before['epoch']}" if abs(change) > 0.02 else ""
-    return f"{text}."
+    return f"{text}. On average it gives originals {real:.0%} and forgeries {fake:.0%}."
 
 
 # --- The game ---
