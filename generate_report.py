@@ -10,7 +10,6 @@ command line.
 import contextlib
 import sys
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,250 +19,262 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from common import checkpoint, dataset, files, hardware, metrics, runs, sampling, settings
+from common import checkpoint, dataset, files, metrics, runs, sampling, settings
 from common.settings import UserError
 from report import evaluation, play, plotting, sections
+from report.sections import Captions, Neighbours, Samples
 
 # --- Run ---
 RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
 MODELS_DIR = "models"  # where train_model.py keeps its runs
 DATA_DIR = ""  # folder of the .npz files; empty: the one the run was trained from
-IMAGES_DIR = "images"  # the pictures go to IMAGES_DIR/RUN_NAME
-EPOCH = "last"  # to draw from: "last", "best" (the one of the highest coverage) or a number
+IMAGES_DIR = "images"  # the report goes to IMAGES_DIR/RUN_NAME
+EPOCH = "last"  # the generator to show: "last", "best" (highest coverage) or the number of an epoch
 SEED = 0  # of the synthetic images and the choice of real ones [0 to 2147483647]
 
-# --- Parts of the report; one that is off is left out of the page and draws no pictures ---
+# --- Sections of the page; one that is off draws no pictures ---
 COLLAGE = True  # "Reel vs Real": real images beside synthetic ones [True, False]
 BLIND_TEST = True  # real and synthetic images mixed, for the reader to tell apart [True, False]
 TRAINING = True  # each epoch, the GIF, the losses [True, False]
 BY_LABEL = True  # images of each label, if the run has learned labels [True, False]
-NUMBERS = True  # what the metrics say, over the epochs and of the epoch shown [True, False]
-DIVERSITY = True  # many images, the most alike among them, means and grey levels [True, False]
+NUMBERS = True  # all metrics of the epoch shown, and the main ones of all epochs [True, False]
+DIVERSITY = True  # many images, near-duplicates, means and grey levels [True, False]
 COPIES = True  # the images nearest to the training set [True, False]
 LATENT_SPACE = True  # walks between latents [True, False]
 FAILURES = True  # the images furthest from the training set [True, False]
 PLAY = True  # a page of its own, play.html, to play with both networks [True, False]
 
 # --- Pictures ---
-SCALE = 6  # pixels of a picture an image pixel, but for GIFs; 6 is fine for print [1 to 10]
+SCALE = 6  # screen pixels per image pixel, except in GIFs; 6 is fine for print [1 to 10]
 COLLAGE_ROWS = 8  # of each half of the collage [1 to 50]
 COLLAGE_COLUMNS = 8  # of each half of the collage [1 to 50]
 GRID_ROWS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
 GRID_COLUMNS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
-PROGRESS_ROWS = 8  # epochs in training_progress.png, spread over the run [1 to 100]
-GIF_SCALE = 2  # screen pixels an image pixel in the GIF [1 to 10]
+PROGRESS_ROWS = 8  # epochs in training_progress.png, evenly spaced [1 to 100]
+GIF_SCALE = 2  # screen pixels per image pixel in the GIF [1 to 10]
 GIF_GREYS = 64  # grey levels in the GIFs; fewer make smaller files [2 to 256]
-FRAME_MS = 200  # time a frame of the GIF is shown, milliseconds [20 to 60000]
-LAST_FRAME_MS = 3000  # the same for the last frame, milliseconds [20 to 60000]
+FRAME_MS = 200  # duration of a frame of the GIF, milliseconds [20 to 60000]
+LAST_FRAME_MS = 3000  # duration of the last frame, milliseconds [20 to 60000]
 
 # --- Synthetic images ---
 N_SYNTHETIC = 1000  # images in synthetic/synthetic.npz [1 to 100000]
-N_EXAMINED = 1000  # the first of them, looked through for doubles, copies, failures [1 to 3000]
+N_EXAMINED = 1000  # of these, searched for near-duplicates, copies and failures [1 to 3000]
 
-# Where files lie is no one's business but the user's.
-LEFT_OUT = {"DATA_DIR", "MODELS_DIR", "IMAGES_DIR", "RUN_NAME", "RESUME", "CHECKPOINT_MINUTES"}
-LEFT_OUT |= {"COLLAPSE"}  # a sentence that train_model.py prints, no setting
+# Settings of the training that the page leaves out: where files are is private.
+HIDDEN = {"DATA_DIR", "MODELS_DIR", "IMAGES_DIR", "RUN_NAME", "RESUME", "CHECKPOINT_MINUTES"}
+HIDDEN |= {"COLLAPSE"}  # a message that old checkpoints hold among their settings
 
 
 def main(constants):
     options = SimpleNamespace(**constants)
     folder = runs.find_run(MODELS_DIR, RUN_NAME)
     out = runs.run_folder(IMAGES_DIR, folder.name)
-    run = read_run(folder)  # all of it, so that nothing is written for a run that cannot be read
-    archive_foreign(out, run.grids)
 
-    parts = {
-        "collage": (COLLAGE, sections.collage),
-        "blind_test": (BLIND_TEST, sections.blind_test),
-        "training": (TRAINING, sections.training),
-        "by_label": (BY_LABEL and run.last["label_counts"], evaluation.by_label),
-        "numbers": (NUMBERS, evaluation.numbers),
-        "diversity": (DIVERSITY, sections.diversity),
-        "copies": (COPIES, evaluation.copies),
-        "latent_space": (LATENT_SPACE, sections.latent_space),
-        "failures": (FAILURES, evaluation.failures),
+    # Read all of the run before writing, so that an unreadable one leaves no half report.
+    saved = checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT)
+    snapshots = runs.find_snapshots(folder)
+    captions = describe(saved, snapshots)
+    images, labels, path = load_training_images(saved)
+    generator, grids = load_generators(saved, folder, snapshots, captions.epoch)
+    samples = draw_samples(images, labels, path, generator, saved, grids)
+    neighbours = find_neighbours(samples) if NUMBERS or COPIES or FAILURES else None
+
+    # Draw the sections.
+    archive_other_run(out, grids)
+    by_label = BY_LABEL and saved["label_counts"]
+    networks = (generator, saved, folder / "checkpoint.pt", path)
+    parts = {  # name: (wanted, function, what it needs)
+        "collage": (COLLAGE, sections.collage, (captions, samples)),
+        "blind_test": (BLIND_TEST, sections.blind_test, (captions, samples)),
+        "training": (TRAINING, sections.training, (captions, samples, saved)),
+        "by_label": (by_label, evaluation.by_label, (captions, samples, generator, saved)),
+        "numbers": (NUMBERS, evaluation.numbers, (captions, samples, neighbours, generator, saved)),
+        "diversity": (DIVERSITY, sections.diversity, (captions, samples)),
+        "copies": (COPIES, evaluation.copies, (captions, samples, neighbours)),
+        "latent_space": (LATENT_SPACE, sections.latent_space, (captions, generator, saved)),
+        "failures": (FAILURES, evaluation.failures, (captions, samples, neighbours)),
+        "play": (PLAY, play.play, (captions, samples, *networks)),
     }
     page = {}
-    for name, (wanted, draw) in tqdm(parts.items(), "drawing", unit=" parts", disable=None):
+    for name, (wanted, draw_section, inputs) in tqdm(parts.items(), "drawing", disable=None):
         if wanted:
-            page[name] = draw(run, out, options)
-    if not run.grids:
+            page[name] = draw_section(*inputs, out, options)
+    if not grids:
         print("no epoch is finished yet: the grids, the GIF and the losses have to wait")
-    write_synthetic(run, out)
-    page["play"] = play.write(run, folder / "checkpoint.pt", out) if PLAY else None
-    write_page(page, run, out / "report.html")
+
+    # Write the synthetic images and the page.
+    write_synthetic(captions, samples, out)
+    write_page(page, captions, samples, saved, path, out / "report.html")
 
 
-def read_run(folder):
-    """Read a run and the images it was trained on, and draw from its generators.
-
-    Returns a namespace: what the report is about in words (name, original, originals, when, about,
-    of_epochs, why, source, held_out_split), the checkpoint (last, trained, history, row), uint8
-    images (N, C, 28, 28) (images, held_out, synthetic, examined, grids), the training images'
-    label vectors (labels), what is nearest to them (near_synthetic, near_held_out) and the
-    generator shown: draw(latents, labels, precision). Raises UserError.
-    """
-    last = checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT)
-    trained, history, epoch = last["settings"], last["history"], last["epoch"]
-    snapshots = runs.find_snapshots(folder)
-    chosen = runs.choose_epoch(EPOCH, snapshots, history) if EPOCH != "last" else None
-    images, labels, source = load_images(trained, last["data_sha256"])
-
-    drawn_from, path = last, folder / "checkpoint.pt"
-    latents = last["fixed_latents"][: GRID_ROWS * GRID_COLUMNS]
-    grids = {}  # epoch: the images drawn from the same latents after that epoch
-    for number, snapshot in tqdm(snapshots.items(), "reading", unit=" epochs", disable=None):
-        saved = checkpoint.load(snapshot, checkpoint.SNAPSHOT)
-        grids[number] = sample(saved, snapshot, latents)
-        if number == chosen:
-            drawn_from, path = saved, snapshot
-
+def describe(saved, snapshots):
+    """Return the Captions. snapshots: {epoch: path}. Raises UserError for an unknown EPOCH."""
+    trained = saved["settings"]
+    phantom = trained["DATASET"] == "phantom"
     of_epochs = f"of {trained['EPOCHS']}"
-    when, why = f"epoch {chosen or epoch} {of_epochs}", "the last one of the run"
-    if chosen:
-        why = "that of the highest coverage" if EPOCH == "best" else "the one that was asked for"
-    elif last["images_seen"] > 0:
-        when = f"in epoch {epoch + 1} {of_epochs}, unfinished"
+    epoch = None
+    if EPOCH != "last":
+        epoch = runs.choose_epoch(EPOCH, snapshots, saved["history"])
+        when = f"epoch {epoch} {of_epochs}"
+        best = "the one with the highest coverage"
+        why = best if EPOCH == "best" else "the one that was asked for"
+    elif saved["images_seen"] > 0:
+        when = f"in epoch {saved['epoch'] + 1} {of_epochs}, unfinished"
         why = "the latest state of the run, in the middle of an epoch"
-    elif epoch == 0:
+    elif saved["epoch"] > 0:
+        epoch = saved["epoch"]
+        when, why = f"epoch {epoch} {of_epochs}", "the last one of the run"
+    else:
         when, why = "before the first step", "nothing is trained yet"
-    finished = chosen or (epoch if last["images_seen"] == 0 else None)
-
-    random = torch.Generator().manual_seed(SEED)
-    order = torch.randperm(len(images), generator=random)
-    latents = torch.randn(N_SYNTHETIC, trained["LATENT_DIM"], generator=random)
-    synthetic = sample(drawn_from, path, latents)
-    examined = synthetic[:N_EXAMINED]
-    held_out, split = load_held_out(trained, images)
-    name = dataset.title(trained["DATASET"])
-    compared = NUMBERS or COPIES or FAILURES
-    return SimpleNamespace(
-        name=name,
-        original="phantom" if trained["DATASET"] == "phantom" else "real",
-        originals="phantoms" if trained["DATASET"] == "phantom" else "real images",
+    return Captions(
+        name=dataset.title(trained["DATASET"]),
+        original="phantom" if phantom else "real",
+        originals="phantoms" if phantom else "real images",
+        epoch=epoch,
         when=when,
         why=why,
-        about=f"{name}, {when}",
         of_epochs=of_epochs,
-        last=last,
-        trained=trained,
-        history=history,
-        row=next((row for row in history if row["epoch"] == finished), {}),
-        source=Path(source).name,  # with the path of the file its reader has nothing to do
-        official="MD5 agrees" in source,
-        images=images,
-        labels=labels,
-        order=order,
-        held_out=held_out,
-        held_out_split=split,
-        grids=grids,
-        synthetic=synthetic,
-        examined=examined,
-        near_synthetic=metrics.nearest_image(examined, images) if compared else None,
-        near_held_out=metrics.nearest_image(held_out, images) if compared and split else None,
-        draw=partial(sample, drawn_from, path),
-        generator=checkpoint.rebuild_generator(drawn_from, path),
     )
 
 
-def load_images(trained, fingerprint):
-    """Return (images, label vectors or None, source): what a run was trained on.
+def load_training_images(saved):
+    """Return the images that a run was trained on, their label vectors or None, and their file.
 
-    Raises UserError if it is no longer there.
+    Raises UserError if they are no longer there.
     """
+    trained = saved["settings"]
     folder = DATA_DIR or trained["DATA_DIR"]
     name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
     images, labels, source = dataset.load(name, "train", folder, fraction, seed)
     labels = dataset.encode_labels(name, labels) if trained.get("CONDITIONAL") else None
-    if dataset.sha256(images, labels) != fingerprint:
+    if dataset.sha256(images, labels) != saved["data_sha256"]:
         raise UserError(
             f"{source}: these are not the images that the run was trained on. Give the "
             "folder of the right file as --DATA_DIR"
         )
-    return images, labels, source
+    return images, labels, Path(folder) / f"{name}.npz"
 
 
-def load_held_out(trained, images):
-    """Return (images, split): at most N_EXAMINED of the test or else the validation split.
+def load_held_out(path, name, like):
+    """Return at most N_EXAMINED images of the test or else the validation split, and its name.
 
-    (None, "") if neither holds images like the training ones.
+    (None, "") if neither split has images of the shape of `like`.
     """
-    path = Path(DATA_DIR or trained["DATA_DIR"]) / f"{trained['DATASET']}.npz"
-    random = torch.Generator().manual_seed(SEED)
     for split in ("test", "val"):
         with contextlib.suppress(UserError):
-            held_out, _ = dataset.read_split(path, split, trained["DATASET"])
-            if held_out.shape[1:] == images.shape[1:]:
-                order = torch.randperm(len(held_out), generator=random)
-                return held_out[order[:N_EXAMINED]], split
+            images, _ = dataset.read_split(path, split, name)
+            if images.shape[1:] == like.shape[1:]:
+                random = torch.Generator().manual_seed(SEED)
+                order = torch.randperm(len(images), generator=random)
+                return images[order[:N_EXAMINED]], split
     return None, ""
 
 
-def archive_foreign(out, grids):
-    """Keep the pictures of a former run of the same name apart, should any be there."""
+def load_generators(saved, folder, snapshots, shown):
+    """Return the generator of the epoch shown, and the grid of each epoch.
+
+    snapshots: {epoch: path}; shown: an epoch, or None for the state of checkpoint.pt. A grid is
+    uint8 images (N, C, 28, 28), from the same latents in each epoch. Raises UserError.
+    """
+    generator = checkpoint.rebuild_generator(saved, folder / "checkpoint.pt")
+    latents = saved["fixed_latents"][: GRID_ROWS * GRID_COLUMNS]
+    grids = {}
+    for epoch, path in tqdm(snapshots.items(), "reading", unit=" epochs", disable=None):
+        snapshot = checkpoint.load(path, checkpoint.SNAPSHOT)
+        of_epoch = checkpoint.rebuild_generator(snapshot, path)
+        grids[epoch] = draw(of_epoch, latents, snapshot["label_counts"])
+        if epoch == shown:
+            generator = of_epoch
+    return generator, grids
+
+
+def draw(generator, latents, label_counts):
+    """Draw one image for each latent, with labels as frequent as among the training images."""
+    random = torch.Generator().manual_seed(SEED)
+    labels = dataset.draw_labels(label_counts, len(latents), random)
+    return sampling.draw(generator, latents, labels)
+
+
+def draw_samples(images, labels, path, generator, saved, grids):
+    """Return the Samples: the given images, held-out images of the file, and synthetic images."""
+    random = torch.Generator().manual_seed(SEED)
+    order = torch.randperm(len(images), generator=random)
+    latents = torch.randn(N_SYNTHETIC, generator.latent_dim, generator=random)
+    synthetic = draw(generator, latents, saved["label_counts"])
+    held_out, split = load_held_out(path, saved["settings"]["DATASET"], images)
+    return Samples(
+        images=images,
+        shuffled=images[order],
+        shuffled_labels=None if labels is None else labels[order],
+        held_out=held_out,
+        held_out_split=split,
+        synthetic=synthetic,
+        examined=synthetic[:N_EXAMINED],
+        grids=grids,
+    )
+
+
+def find_neighbours(samples):
+    """Return the Neighbours of the samples."""
+    train, held_out = samples.images, samples.held_out
+    return Neighbours(
+        synthetic=metrics.nearest_image(samples.examined, train),
+        held_out=None if held_out is None else metrics.nearest_image(held_out, train),
+    )
+
+
+def archive_other_run(out, grids):
+    """Archive the folder of pictures if it shows epochs that this run does not have."""
     ours = {f"epoch_{epoch:04d}.png" for epoch in grids}
     if any(path.name not in ours for path in (out / "epochs").glob("epoch_*.png")):
         print(f"{out} holds pictures of another run; it is now called {runs.archive(out)}")
 
 
-def sample(saved, path, latents, labels=None, dtype="float32"):
-    """Draw one image for each latent with the moving-average generator of a checkpoint.
-
-    latents: (N, latent_dim); labels: float (N, K), if the run has learned labels, by default as
-    frequent as in the training set; precision: of the convolutions, "float32" or "bfloat16".
-    Returns uint8 (N, C, 28, 28). Raises UserError if the checkpoint does not fit.
-    """
-    if labels is None:
-        random = torch.Generator().manual_seed(SEED)
-        labels = dataset.draw_labels(saved["label_counts"], len(latents), random)
-    generator = checkpoint.rebuild_generator(saved, path)
-    with hardware.autocast(torch.device("cpu"), dtype):
-        return sampling.draw(generator, latents, labels)
-
-
-def write_synthetic(run, out):
-    """Write the synthetic images for use elsewhere, and a sheet that shows the first of them."""
+def write_synthetic(captions, samples, out):
+    """Write the synthetic images for use elsewhere, and a contact sheet of the first of them."""
     path = out / "synthetic" / "synthetic.npz"
     with files.atomic_write(path) as file:
-        np.savez_compressed(file, images=dataset.to_hwc(run.synthetic))
-    print(f"{path}: {len(run.synthetic)} images")
-    heading = f"{run.name}\nsynthetic images, {run.when}"
-    sheet = [("", plotting.tile(run.synthetic[:1000], columns=40))]
+        np.savez_compressed(file, images=dataset.to_hwc(samples.synthetic))
+    print(f"{path}: {len(samples.synthetic)} images")
+    heading = f"{captions.name}\nsynthetic images, {captions.when}"
+    sheet = [("", plotting.tile(samples.synthetic[:1000], columns=40))]
     path = out / "synthetic" / "contact_sheet.png"
     plotting.write_png(path, plotting.compose(heading, sheet, columns=1, scale=1))
 
 
 def digits(number):
-    """A number as a reader wants it: three digits that tell something, at most four decimals."""
+    """Format a number with three significant digits, but at most four decimals."""
     size = abs(number)
     return f"{number:,.0f}" if size >= 100 else f"{number:#.3g}" if size >= 0.1 else f"{number:.4f}"
 
 
-def write_page(page, run, path):
-    """Fill the template: one file with all pictures in it, to be read without a network."""
-    speeds = [row["images_per_second"] for row in run.history if "images_per_second" in row]
+def write_page(page, captions, samples, saved, data_path, path):
+    """Fill the template: one file that contains all pictures and needs no network."""
+    trained, history = saved["settings"], saved["history"]
+    name = trained["DATASET"]
+    speeds = [row["images_per_second"] for row in history if "images_per_second" in row]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["digits"] = digits
     template = (Path(__file__).parent / "report" / "report.html.jinja").read_text(encoding="utf-8")
-    content = (
-        environment.from_string(template)
-        .render(
-            page,
-            parts=page.keys(),
-            run=run,
-            info=dataset.INFO[run.trained["DATASET"]],
-            settings={k: v for k, v in run.trained.items() if k not in LEFT_OUT},
-            machine=run.last.get("machine", {}),
-            seconds=timedelta(seconds=round(sum(row.get("seconds", 0) for row in run.history))),
-            speed=sum(speeds) / len(speeds) if speeds else None,
-        )
-        .encode()
+    html = environment.from_string(template).render(
+        page,
+        parts=page.keys(),
+        captions=captions,
+        samples=samples,
+        saved=saved,
+        trained=trained,
+        info=dataset.INFO[name],
+        source=f"{data_path.name}, {dataset.provenance(name, data_path)}",
+        is_official=dataset.is_official(name, data_path),
+        settings={key: value for key, value in trained.items() if key not in HIDDEN},
+        seconds=timedelta(seconds=round(sum(row.get("seconds", 0) for row in history))),
+        speed=sum(speeds) / len(speeds) if speeds else None,
     )
     with files.atomic_write(path) as file:
-        file.write(content)
-    print(f"{path}: {len(content) / 1e6:.1f} MB, the page to open in a browser")
+        file.write(html.encode())
+    print(f"{path}: {len(html.encode()) / 1e6:.1f} MB, the page to open in a browser")
 
 
 if __name__ == "__main__":

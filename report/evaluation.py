@@ -1,36 +1,37 @@
-"""What the report measures of the synthetic images: all metrics, copies and failures.
+"""The numbers of the report: all metrics, the labels, near-copies and failures.
 
-The public functions take and return what those in sections.py do.
+Each section takes and returns what those in sections.py do.
 """
 
 import numpy as np
 import torch
 
-from common import dataset, metrics
+from common import dataset, metrics, sampling
 from report import plotting
 from report.sections import EXAMPLES, per_pixel
 
-LABEL_IMAGES = 1000  # drawn of each label
+LABEL_IMAGES = 1000  # synthetic images of each label
+METRIC_IMAGES = 1000  # for a run that was trained with METRIC_IMAGES=0
 
-# key: (name, what is better, what it tells)
+# key: (name, which values are better, meaning)
 METRICS = {
     "precision": ("Precision", "higher", "share of synthetic images that lie where real ones do"),
     "recall": ("Recall", "higher", "share of real images that lie where synthetic ones do"),
-    "coverage": ("Coverage", "higher", "share of real images that have a synthetic one near"),
+    "coverage": ("Coverage", "higher", "share of real images that have a synthetic one nearby"),
     "density": (
         "Density",
         "higher, up to about 1",
-        "how many real neighbourhoods a synthetic image is in, on average, over k",
+        "mean number of real neighbourhoods that a synthetic image is in, divided by k",
     ),
     "frechet": (
         "Frechet distance",
         "lower",
-        "how far apart means and covariances are; blind to all other structure",
+        "difference of means and covariances; blind to all other structure",
     ),
     "kernel": (
         "Kernel distance",
         "lower",
-        "the same question with a cubic kernel, which sees skewness too; by chance below 0",
+        "the same with a cubic kernel, which sees skewness too; can be slightly below 0",
     ),
     "detail_28": (
         "Fine detail, 28 pixels",
@@ -38,123 +39,128 @@ METRICS = {
         "distance between small patches at full resolution: edges and noise",
     ),
     "detail_14": ("Fine detail, 14 pixels", "lower", "the same at half the resolution"),
-    "detail_7": ("Fine detail, 7 pixels", "lower", "the same at a quarter: brightness and layout"),
+    "detail_7": (
+        "Fine detail, 7 pixels",
+        "lower",
+        "the same at a quarter of the resolution: brightness and layout",
+    ),
     "ratio": (
         "Memorisation ratio",
         "near 1",
-        "median distance to the nearest training image, over that of held-out images; 0 is copies",
+        "median distance to the nearest training image, divided by that of held-out images; "
+        "0 for copies",
     ),
     "share": (
         "Memorisation share",
-        "lower, floor or less",
+        "about 0.01 or lower",
         "share as near to a training image as the nearest hundredth of held-out images",
     ),
 }
 
 
-def by_label(run, out, options):
-    """Images of each label from the same latents, real ones below, and how well they cover them."""
+def by_label(captions, samples, generator, saved, out, options):
+    """Synthetic images of each label beside real ones, and how well they cover the real ones."""
+    name, seed = saved["settings"]["DATASET"], saved["settings"]["SEED"]
     random = torch.Generator().manual_seed(options.SEED)
-    latents = torch.randn(LABEL_IMAGES, run.trained["LATENT_DIM"], generator=random)
-    seed, images = run.trained["SEED"], run.images
-    varied = len(images) >= 40 and not (images == images[0]).all()
-    reference = (
-        metrics.fit_reference(images, images[run.order[:LABEL_IMAGES]], seed) if varied else None
-    )
+    latents = torch.randn(LABEL_IMAGES, generator.latent_dim, generator=random)
+    sets = metrics.split_real(samples.images, LABEL_IMAGES, seed)
+    reference = metrics.fit_reference(samples.images, sets[0], seed) if sets else None
     cells, table = [], {}
-    for label, vector in dataset.single_labels(
-        run.trained["DATASET"], run.last["label_counts"]
-    ).items():
-        synthetic = run.draw(latents, vector.float().expand(len(latents), -1))
-        real = images[run.order][dataset.has_labels(run.labels[run.order], vector)]
-        few = torch.full_like(synthetic[:EXAMPLES], 255)  # white where there are no more real ones
-        few[: len(real)] = real[:EXAMPLES]
+    for label, vector in dataset.single_labels(name, saved["label_counts"]).items():
+        synthetic = sampling.draw(generator, latents, vector.float().expand(len(latents), -1))
+        real = samples.shuffled[dataset.has_labels(samples.shuffled_labels, vector)]
+        row = torch.full_like(synthetic[:EXAMPLES], 255)  # white where there are too few real ones
+        row[: len(real)] = real[:EXAMPLES]
         cells.append((f"{label}, synthetic", plotting.tile(synthetic[:EXAMPLES], EXAMPLES)))
-        cells.append((f"{label}, {run.original}", plotting.tile(few, EXAMPLES)))
-        of_label = {"training": len(real)}
+        cells.append((f"{label}, {captions.original}", plotting.tile(row, EXAMPLES)))
+        table[label] = {"training": len(real)}
         if reference:
-            of_label |= metrics.coverage_of_label(reference, real, synthetic, seed)
-        table[label] = of_label
-    heading = f"{run.name}, {run.when}\neach label from the same latents, one a column"
-    alt = f"for each label a row of synthetic images, and one of {run.originals}, {run.about}"
+            table[label] |= metrics.coverage_of_label(reference, real, synthetic, seed)
+    heading = f"{captions.about}\neach label from the same latents, one a column"
+    alt = f"for each label a row of synthetic images and one of {captions.originals}, "
+    alt += captions.about
     path = out / "labels.png"
     picture = plotting.save_tiles(path, heading, cells, 2, options.SCALE, alt)
     return {"picture": picture, "table": table, "k": metrics.K}
 
 
-def numbers(run, out, options):
-    """What was measured over the epochs, and all metrics for the epoch that is shown."""
+def numbers(captions, samples, neighbours, generator, saved, out, options):
+    """The metrics over the epochs, and a table of all metrics for the state that is shown."""
     page = {"metrics": METRICS, "k": metrics.K}
-    measured = [row for row in run.history if "coverage" in row]
-    table, n = measure(run)
-    if table:
-        page |= {"table": table, "n": n}
-    if measured and table:
-        alt = f"Precision, recall, coverage and Frechet distance over the epochs, {run.name}"
+    page |= evaluate_all(captions, samples, neighbours, generator, saved)
+    measured = [row for row in saved["history"] if "coverage" in row]
+    if measured and "table" in page:
         page["curves"] = plotting.save_curves(
-            out / "metrics", lambda: draw_metrics(measured, table, n, run), alt
+            out / "metrics",
+            lambda: draw_metrics(measured, page["table"], page["n"], captions),
+            f"Precision, recall, coverage and Frechet distance over the epochs, {captions.name}",
         )
         best = max(measured, key=lambda row: row["coverage"])
         page |= {"best": best["epoch"], "best_coverage": best["coverage"]}
     return page
 
 
-def measure(run):
-    """Return ({"synthetic", "floor", "gaussian": {metric: number}}, n), or ({}, n) for too little.
+def evaluate_all(captions, samples, neighbours, generator, saved):
+    """Compare n synthetic, n other real and n Gaussian images with n real ones by all metrics.
 
-    The images are those that train_model.py measures with after an epoch, so that the numbers are
-    those of log.csv.
+    The images are those that train_model.py evaluates after an epoch, so the synthetic column
+    agrees with log.csv. Returns {"n": n, "table": {"synthetic", "real_vs_real", "gaussian":
+    {metric: number}}}, or {} if there are too few different real images.
     """
-    trained, images = run.trained, run.images
-    n = min(trained.get("METRIC_IMAGES") or 1000, len(images) // 2)
-    if n < 20 or (images == images[0]).all():  # five neighbours among so few say nothing
-        return {}, n
-    seed = trained["SEED"]
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    real, reference = images[order[:n]], metrics.fit_reference(images, images[order[:n]], seed)
-    random = torch.Generator().manual_seed(seed)
-    latents = torch.randn(n, trained["LATENT_DIM"], generator=random)
-    labels = dataset.draw_labels(run.last["label_counts"], n, random)
+    settings = saved["settings"]
+    seed, n = settings["SEED"], settings.get("METRIC_IMAGES") or METRIC_IMAGES
+    halves = metrics.split_real(samples.images, n, seed)
+    if halves is None:
+        return {}
+    real, other_real = halves
+    n = len(real)
+    reference = metrics.fit_reference(samples.images, real, seed)
     sets = {
-        "synthetic": run.draw(latents, labels, trained["DTYPE"]),
-        "floor": images[order[n : 2 * n]],
-        "gaussian": metrics.gaussian_reference(images, n, seed),
+        "synthetic": sampling.sample(generator, saved["label_counts"], n, seed, settings["DTYPE"]),
+        "real_vs_real": other_real,
+        "gaussian": metrics.gaussian_reference(samples.images, n, seed),
     }
     table = {}
-    for name, others in sets.items():
-        table[name] = metrics.evaluate(reference, others)
-        ours = metrics.features(others, reference["mean"], reference["basis"])
-        near = reference["features"], ours
-        table[name]["density"] = metrics.density(*near, reference["radii"])
-        table[name]["kernel"] = metrics.kernel_distance(*near)
-        for pixels, distance in metrics.fine_detail(real, others, seed).items():
+    for name, images in sets.items():
+        table[name] = metrics.evaluate(reference, images)
+        features = metrics.features(images, reference["mean"], reference["basis"])
+        pair = reference["features"], features
+        table[name]["density"] = metrics.density(*pair, reference["radii"])
+        table[name]["kernel"] = metrics.kernel_distance(*pair)
+        for pixels, distance in metrics.fine_detail(real, images, seed).items():
             table[name][f"detail_{pixels}"] = distance
-    if run.near_held_out is not None and run.near_held_out[0].median() > 0:
-        usual = run.near_held_out[0]
-        table["synthetic"] |= metrics.memorisation_scores(run.near_synthetic[0], usual)
-        table["floor"] |= metrics.memorisation_scores(usual, usual)
-        near = metrics.nearest_image(sets["gaussian"], images)[0]
-        table["gaussian"] |= metrics.memorisation_scores(near, usual)
-    # Where training was on other hardware, its last digits may differ: the log is what counts.
-    logged = {key: run.row[key] for key in table["synthetic"] if key in run.row}
-    table["synthetic"] |= logged
-    return table, n
+    if can_show_copies(neighbours):
+        held_out, _ = neighbours.held_out
+        gaussian, _ = metrics.nearest_image(sets["gaussian"], samples.images)
+        table["synthetic"] |= metrics.memorisation_scores(neighbours.synthetic[0], held_out)
+        table["real_vs_real"] |= metrics.memorisation_scores(held_out, held_out)
+        table["gaussian"] |= metrics.memorisation_scores(gaussian, held_out)
+    # On other hardware than that of the training the last digits can differ: show what was logged.
+    logged = next((row for row in saved["history"] if row["epoch"] == captions.epoch), {})
+    table["synthetic"] |= {key: logged[key] for key in table["synthetic"] if key in logged}
+    return {"n": n, "table": table}
 
 
-def draw_metrics(history, table, n, run):
-    """Plot what was measured over the epochs, and what real images would reach."""
-    floor, gaussian = table["floor"], table["gaussian"]
-    title = f"{run.name}\n{n:,} synthetic against {n:,} {run.originals}; dashed: {n:,} others"
-    figure, (upper, lower) = plotting.over_epochs(title)
+def can_show_copies(neighbours):
+    """Whether there are held-out images to tell copies by: not if most are training images too."""
+    return neighbours.held_out is not None and neighbours.held_out[0].median() > 0
+
+
+def draw_metrics(history, table, n, captions):
+    """Plot the metrics over the epochs, with what other real images and a Gaussian reach."""
+    real, gaussian = table["real_vs_real"], table["gaussian"]
+    title = f"{captions.name}\n{n:,} synthetic against {n:,} {captions.originals}; "
+    figure, (upper, lower) = plotting.over_epochs(f"{title}dashed: {captions.real_vs_real}")
     for number, key in enumerate(("precision", "recall", "coverage")):
         plotting.plot(upper, history, key, key, f"C{number}")
-        upper.axhline(floor[key], color=f"C{number}", linewidth=0.8, linestyle="--")
+        upper.axhline(real[key], color=f"C{number}", linewidth=0.8, linestyle="--")
     upper.set_ylabel("share of images")
     upper.set_ylim(0, 1)
     plotting.plot(lower, history, "frechet", "synthetic", "C0")
-    lower.axhline(floor["frechet"], color="C0", linewidth=0.8, linestyle="--", label=run.original)
-    grey = {"color": "grey", "linewidth": 1, "linestyle": ":"}
-    lower.axhline(gaussian["frechet"], label="Gaussian", **grey)
+    dashed = {"color": "C0", "linewidth": 0.8, "linestyle": "--"}
+    lower.axhline(real["frechet"], label=captions.real_vs_real, **dashed)
+    dotted = {"color": "grey", "linewidth": 1, "linestyle": ":"}
+    lower.axhline(gaussian["frechet"], label="Gaussian", **dotted)
     lower.set_ylabel("Frechet distance")
     lower.set_yscale("log")
     lower.yaxis.set_major_formatter("{x:g}")
@@ -163,62 +169,61 @@ def draw_metrics(history, table, n, run):
     return figure
 
 
-def copies(run, out, options):
-    """The images nearest to the training set, and how near others are."""
-    page = {"n": len(run.examined), "split": run.held_out_split}
-    sets = {"synthetic": per_pixel(run.near_synthetic[0], run.images)}
-    page["picture"] = nearest_panel(run, out / "copies.png", options, "synthetic", furthest=False)
-    if run.held_out is not None:
+def copies(captions, samples, neighbours, out, options):
+    """The synthetic and the held-out images nearest to the training set, and all distances."""
+    inputs, scale = (captions, samples, neighbours), options.SCALE
+    page = {"n": len(samples.examined)}
+    page["picture"] = draw_pairs(*inputs, out / "copies.png", scale)
+    distances = {"synthetic": per_pixel(neighbours.synthetic[0], samples.images)}
+    if neighbours.held_out is not None:
         path = out / "copies_held_out.png"
-        page["held_out"] = nearest_panel(run, path, options, "held-out", furthest=False)
-        page["n_held_out"] = len(run.held_out)
-        sets["held-out"] = per_pixel(run.near_held_out[0], run.images)
-        if run.near_held_out[0].median() > 0:
-            page |= metrics.memorisation_scores(run.near_synthetic[0], run.near_held_out[0])
-    highest = max(max(values) for values in sets.values()) or 1.0
+        page["n_held_out"] = len(samples.held_out)
+        page["held_out"] = draw_pairs(*inputs, path, scale, held_out=True)
+        distances["held-out"] = per_pixel(neighbours.held_out[0], samples.images)
+    if can_show_copies(neighbours):
+        page |= metrics.memorisation_scores(neighbours.synthetic[0], neighbours.held_out[0])
+    highest = max(max(values) for values in distances.values()) or 1.0
     bins = np.linspace(0, highest, 61)
+    xlabel = "distance to the nearest training image\n(grey levels, root mean square of the pixels)"
     page["distances"] = plotting.save_curves(
         out / "distances",
-        lambda: plotting.histogram(
-            f"{run.name}, {run.when}",
-            sets,
-            bins,
-            "distance to the nearest training image\n(grey levels, root mean square of the pixels)",
-            "images (%)",
-        ),
-        "How far synthetic and held-out images are from their nearest training images",
+        lambda: plotting.histogram(captions.about, distances, bins, xlabel, "images (%)"),
+        "Distances of synthetic and held-out images to their nearest training images",
     )
     return page
 
 
-def failures(run, out, options):
-    """The images furthest from any training image, beside held-out images as far out."""
-    picture = nearest_panel(run, out / "failures.png", options, "synthetic", furthest=True)
-    page = {"n": len(run.examined), "picture": picture}
-    if run.held_out is not None:
+def failures(captions, samples, neighbours, out, options):
+    """The synthetic and the held-out images furthest from the training set."""
+    inputs, scale = (captions, samples, neighbours), options.SCALE
+    page = {"n": len(samples.examined)}
+    page["picture"] = draw_pairs(*inputs, out / "failures.png", scale, furthest=True)
+    if neighbours.held_out is not None:
         path = out / "failures_held_out.png"
-        page["held_out"] = nearest_panel(run, path, options, "held-out", furthest=True)
-        limit = run.near_held_out[0].quantile(0.99)
-        page["beyond"] = float((run.near_synthetic[0] > limit).double().mean())
+        page["held_out"] = draw_pairs(*inputs, path, scale, held_out=True, furthest=True)
+        limit = neighbours.held_out[0].quantile(0.99)
+        page["beyond"] = float((neighbours.synthetic[0] > limit).double().mean())
     return page
 
 
-def nearest_panel(run, path, options, kind, furthest):
-    """Draw the images nearest to the training set, or furthest from it, above its nearest."""
-    ours = kind == "synthetic"
-    images = run.examined if ours else run.held_out
-    distances, places = run.near_synthetic if ours else run.near_held_out
-    order = distances.argsort(descending=furthest, stable=True)[:EXAMPLES]
+def draw_pairs(captions, samples, neighbours, path, scale, held_out=False, furthest=False):
+    """Draw the images nearest to the training set, or furthest, each above its nearest image."""
+    if held_out:
+        images, (distances, indices) = samples.held_out, neighbours.held_out
+        heading = f"{captions.name}\n{captions.originals} of the {samples.held_out_split} split"
+        alt = "above a held-out image"
+    else:
+        images, (distances, indices) = samples.examined, neighbours.synthetic
+        heading = f"{captions.about}\nsynthetic images"
+        alt = "above a synthetic image"
+    heading += f" {'furthest from' if furthest else 'nearest to'} the training set; "
+    heading += "below each, its nearest training image"
+    alt += ", below the training image nearest to it"
+    order = distances.argsort(descending=furthest, stable=True)[:EXAMPLES].tolist()
     distances = per_pixel(distances, images)
     cells = []
-    for i in order.tolist():
-        number = f"\nno. {i}" if ours else ""
-        pair = torch.stack([images[i], run.images[places[i]]])
+    for i in order:
+        pair = torch.stack([images[i], samples.images[indices[i]]])
+        number = "" if held_out else f"\nno. {i}"
         cells.append((f"{distances[i]:.1f}{number}", plotting.tile(pair, 1)))
-    name = "synthetic" if ours else f"held-out ({run.held_out_split})"
-    extreme = "furthest from" if furthest else "nearest to"
-    heading = f"{run.name}, {run.when if ours else 'real images'}\n{name} images {extreme} the "
-    heading += "training set; below, its nearest"
-    alt = f"above a {name} image, below the training image nearest to it"
-    scale = options.SCALE
     return plotting.save_tiles(path, heading, cells, EXAMPLES, scale, alt, below=True)

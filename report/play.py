@@ -11,13 +11,13 @@ import json
 from pathlib import Path
 
 import jinja2
-import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from common import checkpoint, dataset, files, sampling, status
 from common.settings import UserError
-from report import layers, plotting
+from report import layers, plotting, sections
 
 FOLDER = Path(__file__).parent
 LARGEST = 64  # pixels; above that a browser would need seconds for an image
@@ -33,38 +33,46 @@ REAL_IMAGES = 40  # training images in the game, at most
 SEED = 0  # of the latents that are looked at; what the page draws is new each time
 
 
-def write(run, path, out):
-    """Write play.html into the folder out. Returns its name, or None if it cannot be made.
+def play(captions, samples, generator, saved, path, data_path, out, options):
+    """Write play.html into the folder out. Returns None if the networks cannot be computed there.
 
-    run: what read_run of generate_report.py returns; path: the checkpoint that run.last is of.
+    saved: the content of the checkpoint at path; data_path: the file of the training images. The
+    other arguments are those of the sections of the report. Returns {"file": name} for its page.
     """
-    size = run.images.shape[-1]
-    facts = {
-        "run": run,
-        "size": size,
-        "largest": LARGEST,
-        "info": dataset.INFO[run.trained["DATASET"]],
-    }
+    size, name = samples.images.shape[-1], saved["settings"]["DATASET"]
     data = None
     if size <= LARGEST:
         try:
-            data = collect(run, checkpoint.rebuild_discriminator(run.last, path))
+            discriminator = checkpoint.rebuild_discriminator(saved, path)
+            data = collect(captions, samples, generator, discriminator, saved)
         except layers.UnknownLayer as error:
-            print(f"no play.html: play.js cannot compute {error}, which a network of this run has")
+            tqdm.write(
+                f"no play.html: play.js cannot compute {error}, which this run's networks do"
+            )
             return None
-        except UserError as error:  # another discriminator than the run's: the rest needs none
-            print(f"no play.html: {error}")
+        except UserError as error:  # dcgan.py has another discriminator now: the rest needs none
+            tqdm.write(f"no play.html: {error}")
             return None
-    content = render(data, **facts).encode()
-    with files.atomic_write(out / "play.html") as file:
-        file.write(content)
-    print(f"{out / 'play.html'}: {len(content) / 1e6:.1f} MB, the page to play with")
-    return "play.html"
+    html = render(
+        data,
+        captions=captions,
+        samples=samples,
+        saved=saved,
+        phantom=name == "phantom",
+        info=dataset.INFO[name],
+        is_official=data is not None and dataset.is_official(name, data_path),
+        largest=LARGEST,
+    )
+    path = out / "play.html"
+    with files.atomic_write(path) as file:
+        file.write(html.encode())
+    tqdm.write(f"{path}: {len(html.encode()) / 1e6:.1f} MB, a page to play with")
+    return {"file": path.name}
 
 
-def collect(run, discriminator):
-    """Return all that play.js needs, as plain values. Raises UnknownLayer, UserError."""
-    generator, label_counts = run.generator, run.last["label_counts"]
+def collect(captions, samples, generator, discriminator, saved):
+    """Return all that play.js needs, as plain values. Raises UnknownLayer."""
+    label_counts = saved["label_counts"]
     random = torch.Generator().manual_seed(SEED)
     latent = torch.randn(1, generator.latent_dim, generator=random)
     labels = [label_counts["rows"][:1].float()] if label_counts else []
@@ -76,11 +84,11 @@ def collect(run, discriminator):
     return {
         "generator": layers.describe(generator, latent, *labels),
         "discriminator": layers.describe(discriminator, shown, *labels),
-        "original": run.original,
-        "originals": run.originals,
-        "allEpochs": run.trained["EPOCHS"],
+        "original": captions.original,
+        "originals": captions.originals,
+        "allEpochs": saved["settings"]["EPOCHS"],
         "shape": [image.shape[2], image.shape[3], image.shape[1]],
-        "labels": describe_labels(run.trained["DATASET"], label_counts),
+        "labels": describe_labels(saved["settings"]["DATASET"], label_counts),
         "directions": directions,
         "share": share,
         "effects": effects,
@@ -90,8 +98,8 @@ def collect(run, discriminator):
             "pixels": layers.to_rows(dataset.to_pixels(image)).tolist(),
             "logits": logits.tolist(),
         },
-        "learn": describe_epochs(run),
-        "game": describe_game(run),
+        "learn": describe_epochs(samples.grids, saved["history"]),
+        "game": describe_game(samples),
     }
 
 
@@ -170,18 +178,18 @@ def effect(generator, direction, labels, random):
 # --- The epochs ---
 
 
-def describe_epochs(run):
+def describe_epochs(grids, rows):
     """Return the history and a picture of the same latents in each epoch; None without epochs.
 
     The picture has a row for each of the epochs shown, and a column for each latent.
     """
-    if not run.grids:
+    if not grids:
         return None
     most = MAX_EPOCHS
     while True:
-        chosen = spread_out([*run.grids], most)
-        rows = torch.stack([run.grids[epoch][:LEARN_LATENTS] for epoch in chosen])
-        pixels = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (E H, L W, C)
+        chosen = sections.evenly_spaced(grids, most)
+        images = torch.stack([grids[epoch][:LEARN_LATENTS] for epoch in chosen])
+        pixels = images.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (E H, L W, C)
         memory = io.BytesIO()
         Image.fromarray(pixels.squeeze(2).numpy()).save(memory, "png", optimize=True)
         if memory.tell() <= MAX_SPRITE or most <= 10:
@@ -189,20 +197,14 @@ def describe_epochs(run):
         most //= 2
     history = [
         {key: row[key] for key in ("epoch", *status.STATISTICS)} | {"text": tell(row, before)}
-        for before, row in zip([None, *run.history], run.history, strict=False)
+        for before, row in zip([None, *rows], rows, strict=False)
     ]
     return {
         "picture": plotting.embed(memory.getvalue(), "png"),
-        "latents": rows.shape[1],
+        "latents": images.shape[1],
         "epochs": chosen,
         "history": history,
     }
-
-
-def spread_out(epochs, most):
-    """At most so many of the epochs, evenly, with the first and the last."""
-    places = np.linspace(0, len(epochs) - 1, min(most, len(epochs))).round().astype(int)
-    return [epochs[place] for place in places]
 
 
 def tell(row, before=None):
@@ -232,18 +234,16 @@ def tell(row, before=None):
 # --- The game ---
 
 
-def describe_game(run, fresh=None):
-    """Return the training images of the game, from the end of the order that the report draws in.
+def describe_game(samples, fresh=None):
+    """Return the training images of the game: the last of the shuffled ones, shown nowhere else.
 
     fresh: {"accuracy", "images"} of a detective trained from scratch, if it was measured.
     """
-    chosen = run.order[-REAL_IMAGES:].flip(0)
-    images = run.images[chosen].permute(0, 2, 3, 1)
-    labels = run.labels[chosen].int().tolist() if run.labels is not None else None
+    images, labels = samples.shuffled[-REAL_IMAGES:], samples.shuffled_labels
     return {
-        "real": layers.base64_of(images),
-        "count": len(chosen),
-        "labels": labels,
+        "real": layers.base64_of(images.permute(0, 2, 3, 1)),
+        "count": len(images),
+        "labels": None if labels is None else labels[-REAL_IMAGES:].int().tolist(),
         "fresh": fresh,
     }
 

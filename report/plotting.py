@@ -1,10 +1,10 @@
 """Draw images and curves in one style: as files for paper and slides, and for the page.
 
-Images are uint8, and 0 is always black and 255 always white, whatever they hold. A picture of tiles
-is written with its heading at SCALE screen pixels an image pixel; the page gets the bare pixels,
-which the browser enlarges, so that they stay crisp. Curves are written as PNG and as PDF; the page
-gets them as SVG, in colours for a light and for a dark screen. Paths are printed by tqdm.write,
-which leaves a progress bar whole.
+Images are uint8; 0 is always black and 255 always white, so contrast is never stretched. A picture
+of tiles is written with its heading at SCALE screen pixels per image pixel; the page gets the bare
+pixels, which the browser enlarges, so that they stay crisp. Curves are written as PNG and as PDF;
+the page gets them as SVG, in colours for a light and for a dark screen. Paths are printed with
+tqdm.write, which does not break the progress bar.
 """
 
 import base64
@@ -25,11 +25,11 @@ from common import files
 
 GAP = 1  # image pixels between tiles
 DPI = 300  # of curves in PNG files, and as stated in pictures of tiles
-PAGE_WIDTH, PHONE_WIDTH, PAPER_WIDTH = 950, 350, 640  # CSS pixels that the page has for pictures
-CURVE_WIDTH = 5.6  # inches; in a text column of a paper the letters are still legible
+PAGE_WIDTH, PHONE_WIDTH, PAPER_WIDTH = 950, 350, 640  # CSS pixels for pictures
+CURVE_WIDTH = 5.6  # inches; letters stay legible in a column of a paper
 
 INK, BLUE, VERMILION, GREEN = "#1d2127", "#0072b2", "#d55e00", "#009e73"
-# On a dark screen; the colours are told apart by colour-blind readers too (Okabe and Ito).
+# The same on a dark screen. Colour-blind readers can tell them apart too (Okabe and Ito).
 DARK = {INK: "#d7dade", BLUE: "#56b4e9", VERMILION: "#f0864a", GREEN: "#2fc79b"}
 STYLE = {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {
     "axes.edgecolor": INK,
@@ -42,8 +42,8 @@ STYLE = {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {
     "figure.constrained_layout.use": True,
     "font.size": 10,
     "legend.frameon": False,
-    "pdf.fonttype": 42,  # TrueType, which journals ask for
-    "svg.hashsalt": "",  # the same names in each SVG: equal reports are equal files
+    "pdf.fonttype": 42,  # TrueType, which journals require
+    "svg.hashsalt": "",  # the same ids each time: equal reports are equal files
 }
 
 
@@ -53,7 +53,7 @@ def tile(images, columns):
     seen = torch.full_like(colour[:, :1], 255)
     grid = make_grid(torch.cat([colour, seen], 1), nrow=columns, padding=GAP, pad_value=0)
     grid = grid.permute(1, 2, 0).numpy()
-    return grid[GAP:-GAP, GAP:-GAP] if len(images) > 1 else grid  # make_grid gives one no rim
+    return grid[GAP:-GAP, GAP:-GAP] if len(images) > 1 else grid  # a single one has no border
 
 
 def compose(heading, cells, columns, scale, below=False):
@@ -103,17 +103,30 @@ def save_tiles(path, heading, cells, columns, scale, alt, below=False):
     write_png(path, compose(heading, cells, columns, scale, below))
     height, width = cells[0][1].shape[:2]
     pixels = [(caption, embed(page_png(picture), "png")) for caption, picture in cells]
+    wide = min(5, fit(columns * (width + 3), PAGE_WIDTH))
+    if wide < 2:  # too small side by side: put one below the other
+        wide = min(2, fit(width, PAGE_WIDTH))
     zooms = {
-        "wide": min(5, max(1, PAGE_WIDTH // (columns * (width + 3)))),
-        "phone": min(3.0, max(1.0, 2 * PHONE_WIDTH // width / 2)),  # phones have half pixels
+        "wide": wide,
+        "phone": min(3.0, fit(width, PHONE_WIDTH, 0.5)),  # phone screens resolve half a pixel
         "paper": min(3.0, PAPER_WIDTH / (columns * (width + 8))),
     }
-    return {"file": path.name, "cells": pixels, "width": width, "height": height} | {
+    return {
+        "file": path.name,
+        "cells": pixels,
+        "width": width,
+        "height": height,
         "columns": columns,
         "zooms": zooms,
         "below": below,
         "alt": alt,
     }
+
+
+def fit(width, available, step=1):
+    """Return the largest zoom at which a picture fits, a multiple of step unless it is below 1."""
+    zoom = available / width
+    return zoom // step * step if zoom >= 1 else zoom
 
 
 def save_curves(path, draw, alt):
@@ -125,7 +138,7 @@ def save_curves(path, draw, alt):
     with matplotlib.rc_context(STYLE):
         figure = draw()
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # it is laid out now; once is enough for all formats
+        figure.set_layout_engine("none")  # keep this layout for all formats
         for suffix, date in ((".png", {}), (".pdf", {"CreationDate": None})):
             with files.atomic_write(path.with_suffix(suffix)) as file:
                 figure.savefig(file, format=suffix[1:], dpi=DPI, facecolor="white", metadata=date)
@@ -140,7 +153,7 @@ def save_curves(path, draw, alt):
 
 
 def plot(axes, history, key, label, colour):
-    """Draw one column of the history over its epochs."""
+    """Plot one column of the history over the epochs."""
     rows = [row for row in history if key in row]
     marker = "o" if len(rows) < 15 else None
     epochs = [row["epoch"] for row in rows]
@@ -148,7 +161,7 @@ def plot(axes, history, key, label, colour):
 
 
 def over_epochs(title):
-    """Return a figure and its two axes, one above the other, over the same epochs."""
+    """Return a figure and its two axes, one above the other, that share the epochs."""
     figure = Figure((CURVE_WIDTH, 5.2))
     axes = figure.subplots(2, 1, sharex=True)
     axes[0].set_title(title, pad=24)  # room for the legend below it
@@ -160,7 +173,7 @@ def over_epochs(title):
 def histogram(title, sets, bins, xlabel, ylabel):
     """Return a figure that compares how numbers are distributed.
 
-    sets: {label: numbers (N,)}; bins: the edges. The height is the percentage in a bin.
+    sets: {label: numbers (N,)}; bins: their edges. Heights are percentages of a set.
     """
     figure = Figure((CURVE_WIDTH, 3))
     axes = figure.subplots()
@@ -176,7 +189,7 @@ def histogram(title, sets, bins, xlabel, ylabel):
 
 
 def legend(axes):
-    """Put the legend in one row above the axes, where no curve runs."""
+    """Put the legend in one row above the axes, where it covers no curve."""
     handles = axes.get_legend_handles_labels()[0]
     axes.legend(
         loc="lower left",
@@ -188,6 +201,7 @@ def legend(axes):
 
 
 def write_png(path, picture, quiet=False):
+    """Write a picture, uint8 (H, W, 3), in grey if it has no colours, and print its path."""
     grey = (picture == picture[:, :, :1]).all()
     image = Image.fromarray(picture[:, :, 0] if grey else picture)
     with files.atomic_write(path) as file:
@@ -204,28 +218,28 @@ def write_gif(path, frames, greys, durations):
 
 
 def gif(frames, greys, durations):
-    """Return the bytes of an endless animation, grey frames in as many levels as wanted."""
+    """Return the bytes of an endless animation, grey frames in as many levels as `greys`."""
     if all((frame == frame[:, :, :1]).all() for frame in frames):
         step = 255 / (greys - 1)
         frames = [((frame[:, :, 0] / step).round() * step).astype(np.uint8) for frame in frames]
-    if len(frames) == 1:  # which imageio hands to Pillow as a picture, and that has one duration
+    if len(frames) == 1:  # imageio then passes the durations on as those of one picture
         durations = durations[0]
     return imageio.imwrite("<bytes>", frames, extension=".gif", duration=durations, loop=0)
 
 
-def film(pictures, captions):
-    """Return frames for the page: pictures on black, as films are, a line of text below them.
+def caption_frames(pictures, captions):
+    """Return frames for the page: pictures on black, each with a line of text below it.
 
-    pictures: what `tile` returned, of one size. No enlargement: the browser does that.
+    pictures: what `tile` returned, of one size. They are not enlarged: the browser does that.
     """
     frames = []
     for picture, caption in zip(pictures, captions, strict=True):
         height, width = picture.shape[:2]
         frame = Image.new("RGB", (width, height + (12 if caption else 0)))
-        frame.paste(Image.fromarray(picture[:, :, :3]))  # transparent gaps are black below
+        frame.paste(Image.fromarray(picture[:, :, :3]))  # the gaps become black
         if caption:
             draw = ImageDraw.Draw(frame)
-            draw.fontmode = "1"  # no grey rims: the browser enlarges the letters too
+            draw.fontmode = "1"  # no antialiasing, which enlarged would look blurred
             draw.text((1, height), caption, fill="white")
         frames.append(np.asarray(frame))
     return frames
@@ -245,8 +259,8 @@ def animation(path, frames, greys, durations, alt):
         "width": width,
         "height": height,
         "zooms": {
-            "wide": min(4, max(1, 700 // width)),
-            "phone": 2 * PHONE_WIDTH // width / 2,
+            "wide": min(4, fit(width, 700)),
+            "phone": fit(width, PHONE_WIDTH, 0.5),
             "paper": 2,
         },
         "alt": alt,
@@ -254,7 +268,7 @@ def animation(path, frames, greys, durations, alt):
 
 
 def page_png(picture):
-    """The bytes of a picture (H, W, 4), without colours where it has none."""
+    """Return the bytes of a picture, uint8 (H, W, 4), as PNG, in grey if it has no colours."""
     grey = (picture[:, :, :3] == picture[:, :, :1]).all()
     memory = io.BytesIO()
     Image.fromarray(picture).convert("LA" if grey else "RGBA").save(memory, "png", optimize=True)
@@ -262,4 +276,5 @@ def page_png(picture):
 
 
 def embed(content, kind):
+    """Return the bytes of an image as a URI for the page."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -105,9 +105,9 @@ def test_the_page_is_self_contained_and_small(page):
     for source in page.all("source"):
         assert source["srcset"].startswith("data:image/")
     for link in page.all("a"):
-        assert re.match(r"#|https://(doi|arxiv)\.org/", link["href"])
+        assert re.match(r"#|https://(doi|arxiv)\.org/|play\.html$", link["href"])
     outside = re.sub(r'(src|srcset)="data:[^"]*"', "", page.html)
-    assert outside.count("http") == sum(link["href"][0] != "#" for link in page.all("a"))
+    assert outside.count("http") == sum(link["href"].startswith("http") for link in page.all("a"))
     for picture in page.pictures():
         assert np.ptp(picture) > 0, "no picture is empty"
 
@@ -115,7 +115,7 @@ def test_the_page_is_self_contained_and_small(page):
 def test_every_figure_of_the_page_is_a_file_and_every_file_is_in_the_page(reported, page):
     folder = reported / "images/phantom"
     named = set(page.all("file"))
-    assert named == {path.name for path in folder.glob("*.*")} - {"report.html"} - {
+    assert named == {path.name for path in folder.glob("*.*")} - {"report.html", "play.html"} - {
         path.name for path in folder.glob("*.pdf")
     }
     curves = {path.stem for path in folder.glob("*.pdf")}
@@ -250,7 +250,7 @@ def test_each_part_can_be_turned_off(run, reported, monkeypatch):
     names = [name for name in SECTIONS if name != "about"]
     for kept in (set(), {"numbers"}, {"copies"}, {"failures"}):
         out = f"only-{'-'.join(kept)}"
-        off = [f"--{name.upper()}=False" for name in names if name not in kept]
+        off = [f"--{name.upper()}=False" for name in [*names, "play"] if name not in kept]
         result = run("generate_report.py", f"--IMAGES_DIR={out}", *off)
         assert result.status == 0, result.text
         page = Page(f"{out}/phantom/report.html")
@@ -266,7 +266,7 @@ def test_each_checkpoint_is_read_once(run, reported, monkeypatch):
     monkeypatch.setattr(
         checkpoint, "load", lambda path, layout: read.append(path.name) or load(path, layout)
     )
-    off = [f"--{name.upper()}=False" for name in SECTIONS[1:]]
+    off = [f"--{name.upper()}=False" for name in [*SECTIONS[1:], "play"]]
     run("generate_report.py", "--IMAGES_DIR=once", "--EPOCH=1", *off)
     assert sorted(read) == [
         "checkpoint.pt",
@@ -353,7 +353,7 @@ def test_words_from_a_checkpoint_are_shown_and_not_obeyed(run, small):
     assert saved["machine"].keys() == {"Hardware", "Versions", "Last trained"}
     saved["machine"]["Hardware"] = "<script>alert(1)</script>"
     torch.save(saved, path)
-    off = [f"--{name.upper()}=False" for name in SECTIONS[1:]]
+    off = [f"--{name.upper()}=False" for name in [*SECTIONS[1:], "play"]]
     run("generate_report.py", *off)
     page = Page("images/phantom/report.html")
     assert not page.all("script") and "alert(1)" in page.text

@@ -25,6 +25,7 @@ from torch import nn
 import dcgan
 from common import checkpoint, dataset
 from report import layers, play
+from report.sections import Captions
 
 ONLY_PLAY = [f"--{part}=False" for part in ("COLLAGE", "BLIND_TEST", "TRAINING", "BY_LABEL")]
 ONLY_PLAY += [f"--{part}=False" for part in ("NUMBERS", "DIVERSITY", "COPIES", "LATENT_SPACE")]
@@ -275,10 +276,11 @@ def test_names_cannot_break_out_of_the_data():
 
 
 def test_pages_of_larger_images_say_why_they_cannot_be_played(tmp_path):
-    run = SimpleNamespace(
-        images=torch.zeros(2, 1, 128, 128), trained={"DATASET": "phantom"}, about="Phantom, epoch 1"
-    )
-    assert play.write(run, tmp_path / "checkpoint.pt", tmp_path) == "play.html"
+    captions = Captions("Phantom", "phantom", "phantoms", 1, "epoch 1 of 1", "the last", "of 1")
+    samples = SimpleNamespace(images=torch.zeros(2, 1, 128, 128))
+    saved = {"settings": {"DATASET": "phantom"}}
+    paths = (tmp_path / "checkpoint.pt", tmp_path / "phantom.npz")
+    assert play.play(captions, samples, None, saved, *paths, tmp_path, None)
     html = (tmp_path / "play.html").read_text(encoding="utf-8")
     assert "128 x 128 pixels" in html and "up to 64 pixels" in html and "<script" not in html
 
