@@ -218,7 +218,10 @@ class Tape(TorchFunctionMode):
 
         if name == "pad" and (args[3:] or [kwargs.get("value")])[0]:
             raise UnknownLayer("pad with another value than 0")
-        moved = function(*numbers_of(tuple(args)), **kwargs)
+        try:
+            moved = function(*numbers_of(tuple(args)), **kwargs)
+        except (RuntimeError, TypeError, ValueError):
+            raise UnknownLayer(f"{name} with unusual arguments") from None
         for part, numbers in zip(tensors(result), tensors(moved), strict=True):
             self.bind(part, self.add_move(sources, to_rows(numbers) - 1))
 
@@ -517,9 +520,11 @@ def encode(value):
     if not isinstance(value, torch.Tensor):
         return value
     if value.ndim == 2:
-        scale = value.abs().amax(dim=1).clamp(min=1e-30) / 32767 if value.numel() else value[:, :0]
-        rounded = (value / scale[:, None]).round() if value.numel() else value
-        return {"type": "int16", "data": base64_of(rounded.short()), "scale": encode(scale)}
+        # A row may be empty: a pixel that no tap of a transposed convolution reaches.
+        padded = torch.nn.functional.pad(value.abs(), (0, 1), value=1e-30)
+        scale = padded.amax(dim=1) / 32767
+        rounded = (value / scale[:, None]).round().short()
+        return {"type": "int16", "data": base64_of(rounded), "scale": encode(scale)}
     kind = "int32" if value.dtype == torch.int64 else "float32"
     return {"type": kind, "data": base64_of(value.to(getattr(torch, kind)))}
 

@@ -71,7 +71,7 @@ def play(captions, samples, generator, saved, path, data_path, out, options):
 
 
 def collect(captions, samples, generator, discriminator, saved):
-    """Return all that play.js needs, as plain values. Raises UnknownLayer."""
+    """Return all that play.js needs, as plain values for JSON. Raises UnknownLayer."""
     label_counts = saved["label_counts"]
     random = torch.Generator().manual_seed(SEED)
     latent = torch.randn(1, generator.latent_dim, generator=random)
@@ -235,7 +235,7 @@ def tell(row, before=None):
 
 
 def describe_game(samples, fresh=None):
-    """Return the training images of the game: the last of the shuffled ones, shown nowhere else.
+    """Return the training images of the game: the last in the order whose first the collage shows.
 
     fresh: {"accuracy", "images"} of a detective trained from scratch, if it was measured.
     """

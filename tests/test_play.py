@@ -120,11 +120,12 @@ class OtherGenerator(nn.Module):
             nn.BatchNorm2d(12),
             nn.LeakyReLU(0.1),
             nn.ConvTranspose2d(12, 6, 3, stride=2, padding=1, output_padding=1, groups=3),
+            nn.ConvTranspose2d(6, 6, 1, stride=2, output_padding=1),
             nn.Dropout(0.5),
             nn.Conv2d(6, 12, 3, padding="same", dilation=2, groups=2),
             nn.PixelShuffle(2),
             nn.Upsample(scale_factor=2),
-            nn.AvgPool2d(2),
+            nn.AvgPool2d(4),
         )
         self.gain = nn.Parameter(torch.rand(1, 3, 1, 1))
 
