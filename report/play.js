@@ -452,7 +452,8 @@ function agrees() {
   const drawn = forge(latent, labels[0]);
   const same = drawn.every((pixel, i) => Math.abs(pixel - pixels[i]) <= 2);
   const judged = discriminator.forward(Float32Array.from(pixels, fromPixel), ...labels);
-  return same && logits.every((logit, i) => Math.abs(logit - judged[i]) < 0.01 * (1 + Math.abs(logit)));
+  const near = (a, b) => Math.abs(a - b) < 0.01 * (1 + Math.abs(a));
+  return same && logits.every((logit, i) => near(logit, judged[i]));
 }
 
 // The pixels that the forger makes of a latent, 0 to 255.
@@ -525,7 +526,7 @@ function startStudio() {
   find("reset").addEventListener("click", () => moveTo(Float32Array.from(studio.home)));
   find("walk").addEventListener("click", toggleWalk);
   find("follow").addEventListener("click", followMap);
-  find("clean").addEventListener("click", () => (studio.drawn.fill(0), update(false)));
+  find("clean").addEventListener("click", removeDrawing);
   startBrushes();
   studio.home = randomLatent(data.check.latent.length);
   studio.latent = Float32Array.from(studio.home);
@@ -592,7 +593,7 @@ function showVerdict() {
   const logits = discriminator.arrays[discriminator.output];
   if (logits.length > 1) {
     const each = Array.from(logits, (logit) => percent(sigmoid(logit))).join(" and ");
-    find("opinions").textContent = ` It has ${logits.length} opinions, ${each}: shown is their mean.`;
+    find("opinions").textContent = ` It has several opinions, ${each}: shown is their mean.`;
   }
   const change = mapOf(discriminator.gradient());
   paintChange(find("map"), change, dimmed(studio.shown));
@@ -622,6 +623,7 @@ const FOLLOW = 2; // grey levels, at most
 
 // Change each pixel a little in the direction that the detective likes (Goodfellow et al. 2015).
 function followMap() {
+  stopWalk(); // or the next picture of the walk would take its place
   judge(studio.shown, studio.labels);
   const gradient = discriminator.gradient();
   const channels = data.shape[2];
@@ -630,6 +632,11 @@ function followMap() {
     const step = FOLLOW * Math.min(1, (4 * Math.abs(gradient[i])) / largest);
     draw(i, Math.sign(gradient[i]) * Math.round(step));
   }
+  update(false);
+}
+
+function removeDrawing() {
+  studio.drawn.fill(0);
   update(false);
 }
 
@@ -671,7 +678,10 @@ function showKnobs() {
     const text = `${value < -0.05 ? "\u2212" : "+"}${Math.abs(value).toFixed(1)} SD`;
     const row = find("knobs").children[number];
     const input = row.querySelector("input");
-    if (document.activeElement !== input || Math.abs(input.value - value) > 0.03) input.value = value;
+    // Not while its own thumb moves: rounding to a step would hold it back.
+    if (document.activeElement !== input || Math.abs(input.value - value) > 0.03) {
+      input.value = value;
+    }
     input.setAttribute("aria-valuetext", `${value.toFixed(1)} standard deviations`);
     row.querySelector("output").textContent = text;
   });
@@ -814,8 +824,9 @@ function startLearn() {
   const { history } = data.learn;
   if (history.length > 0) {
     drawCurves("opinions-curve", history, "d_real", "d_fake", 1);
-    const losses = history.flatMap((row) => [row.loss_discriminator, row.loss_generator]);
-    drawCurves("losses-curve", history, "loss_discriminator", "loss_generator", Math.ceil(Math.max(...losses)));
+    const [a, b] = ["loss_discriminator", "loss_generator"];
+    const highest = Math.max(...history.flatMap((row) => [row[a], row[b]]));
+    drawCurves("losses-curve", history, a, b, Math.ceil(highest));
   }
   sprite.src = data.learn.picture;
 }
@@ -996,8 +1007,8 @@ function endGame() {
   fillConfusion(find("confusion").tBodies[0]);
   const { fresh } = data.game;
   find("fresh").textContent = fresh
-    ? `A fresh detective, trained from scratch for the report, told ${percent(fresh.accuracy)} of ` +
-      `${fresh.images} other images right.`
+    ? "A fresh detective, trained from scratch for the report, told " +
+      `${percent(fresh.accuracy)} of ${fresh.images} other images right.`
     : "";
   find("revealed").replaceChildren(...tiles.map(reveal));
   find("round").hidden = true;
@@ -1028,11 +1039,11 @@ function reveal(tile) {
   const picture = make("canvas", "", { role: "img", "aria-label": nameOf(tile.real) });
   paint(picture, tile.pixels);
   const caption = make("figcaption");
-  const good = tile.answer === tile.real;
+  const [sign, kind] = tile.answer === tile.real ? ["\u2713", "right"] : ["\u2717", "wrong"];
   caption.append(
     make("b", nameOf(tile.real)),
     make("br"),
-    make("span", `you: ${nameOf(tile.answer)} ${good ? "\u2713" : "\u2717"}`, good ? {} : { class: "wrong" }),
+    make("span", `you: ${nameOf(tile.answer)} ${sign}`, { class: kind }),
     make("br"),
     `detective: ${percent(tile.probability)}`,
   );
