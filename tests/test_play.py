@@ -5,21 +5,21 @@ them is missing, its tests are skipped.
 """
 
 import base64
+import contextlib
 import io
 import json
 import re
-import runpy
 import shutil
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPO
+from conftest import REPO, run_script
 from PIL import Image
+from test_page import only
 from torch import nn
 
 import dcgan
@@ -27,9 +27,7 @@ from common import checkpoint, dataset
 from report import layers, play
 from report.sections import Captions
 
-ONLY_PLAY = [f"--{part}=False" for part in ("COLLAGE", "BLIND_TEST", "TRAINING", "BY_LABEL")]
-ONLY_PLAY += [f"--{part}=False" for part in ("NUMBERS", "DIVERSITY", "COPIES", "LATENT_SPACE")]
-ONLY_PLAY += ["--FAILURES=False"]
+ONLY_PLAY = only("play")
 NODE = """
 const { Network } = require(process.argv[1]);
 const { network, inputs } = JSON.parse(require("fs").readFileSync(0));
@@ -239,18 +237,12 @@ def test_what_is_said_of_an_epoch_follows_from_its_numbers(real, fake, coverage,
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory, phantom_dir):
-    """The folder of a conditional run of two epochs on 200 phantoms, and its play.html."""
+def played(tmp_path_factory, shelf):
+    """The folder of a small conditional run of two epochs, and its play.html."""
     folder = tmp_path_factory.mktemp("played")
-    data = ["--DATASET=phantom", f"--DATA_DIR={phantom_dir}", "--TRAIN_FRACTION=0.02"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name, *arguments in (
-            ["train_model.py", *data, "--EPOCHS=2", "--CONDITIONAL=True"],
-            ["generate_report.py", *ONLY_PLAY],
-        ):
-            patch.setattr(sys, "argv", [name, *arguments])
-            runpy.run_path(str(REPO / name), run_name="__main__")
+    shutil.copytree(shelf("--EPOCHS=2", "--CONDITIONAL=True"), folder / "models")
+    with contextlib.chdir(folder):
+        assert run_script("generate_report.py", *ONLY_PLAY)[0] == 0
     return folder
 
 
