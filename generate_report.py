@@ -16,7 +16,6 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before torch, which takes seconds
 
-import contextlib
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from common import checkpoint, dataset, files, metrics, runs, sampling
 from common.settings import UserError
-from report import evaluation, plotting, sections, verdict
+from report import evaluation, play, plotting, sections, verdict
 from report.sections import Captions, Neighbours, Samples
 
 # --- Run ---
@@ -50,6 +49,7 @@ DIVERSITY = True  # many images, near-duplicates, means and grey levels [True, F
 COPIES = True  # the images nearest to the training set [True, False]
 LATENT_SPACE = True  # walks between latents [True, False]
 FAILURES = True  # the images furthest from the training set [True, False]
+PLAY = True  # a page of its own, play.html, to play with both networks [True, False]
 
 # --- Pictures ---
 SCALE = 6  # screen pixels per image pixel, except in GIFs; 6 is fine for print [1 to 10]
@@ -92,6 +92,7 @@ def main(constants):
     archive_other_run(out, grids)
     files.remove_leftovers(out)
     by_label = BY_LABEL and saved["label_counts"]
+    networks = (generator, saved, folder / "checkpoint.pt", path)
     parts = {  # name: (wanted, function, what it needs)
         "collage": (COLLAGE, sections.collage, (captions, samples)),
         "blind_test": (BLIND_TEST, sections.blind_test, (captions, samples)),
@@ -103,6 +104,7 @@ def main(constants):
         "copies": (COPIES, evaluation.copies, (captions, samples, neighbours)),
         "latent_space": (LATENT_SPACE, sections.latent_space, (captions, generator, saved)),
         "failures": (FAILURES, evaluation.failures, (captions, samples, neighbours)),
+        "play": (PLAY, play.play, (captions, samples, *networks)),
     }
     page = {}
     for name, (wanted, draw_section, inputs) in tqdm(parts.items(), "drawing", disable=None):

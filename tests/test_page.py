@@ -23,8 +23,8 @@ VOID = {"meta", "img", "br", "source"}
 
 
 def only(*names):
-    """The options that turn off all parts of the page but these."""
-    return [f"--{name.upper()}=False" for name in SECTIONS[1:] if name not in names]
+    """The options that turn off all parts of the report but these."""
+    return [f"--{name.upper()}=False" for name in [*SECTIONS[1:], "play"] if name not in names]
 
 
 class Page(HTMLParser):
@@ -94,9 +94,9 @@ def test_the_page_is_self_contained_and_small(page):
     for source in page.all("source"):
         assert source["srcset"].startswith("data:image/")
     for link in page.all("a"):
-        assert re.match(r"#|https://(doi|arxiv)\.org/", link["href"])
+        assert re.match(r"#|https://(doi|arxiv)\.org/|play\.html$", link["href"])
     outside = re.sub(r'(src|srcset)="data:[^"]*"', "", page.html)
-    assert outside.count("http") == sum(link["href"][0] != "#" for link in page.all("a"))
+    assert outside.count("http") == sum(link["href"].startswith("http") for link in page.all("a"))
     for picture in page.pictures():
         assert np.ptp(picture) > 0, "no picture is empty"
 
@@ -104,7 +104,7 @@ def test_the_page_is_self_contained_and_small(page):
 def test_every_figure_of_the_page_is_a_file_and_every_file_is_in_the_page(reported, page):
     folder = reported / "images/phantom"
     named = set(page.all("file"))
-    assert named == {path.name for path in folder.glob("*.*")} - {"report.html"} - {
+    assert named == {path.name for path in folder.glob("*.*")} - {"report.html", "play.html"} - {
         path.name for path in folder.glob("*.pdf")
     }
     curves = {path.stem for path in folder.glob("*.pdf")}

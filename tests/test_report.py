@@ -22,7 +22,7 @@ def pictures(folder):
 # What most of these tests are not about, and what takes most of the time.
 SHORT = [
     f"--{part}=False"
-    for part in ("BLIND_TEST", "NUMBERS", "DIVERSITY", "COPIES", "LATENT_SPACE", "FAILURES")
+    for part in ("BLIND_TEST", "NUMBERS", "DIVERSITY", "COPIES", "LATENT_SPACE", "FAILURES", "PLAY")
 ]
 PICTURES = {"losses.pdf", "losses.png", "real_vs_synthetic.png", "report.html", "training.gif"}
 PICTURES |= {"training_progress.png", "synthetic/contact_sheet.png", "synthetic/synthetic.npz"}
@@ -31,7 +31,7 @@ MORE = {
 }
 MORE |= {"blind_test.png", "diversity.png", "most_alike_synthetic.png", "most_alike_real.png"}
 MORE |= {"mean_and_std.png", "copies.png", "copies_held_out.png", "walks.png"}
-MORE |= {"interpolation.gif", "failures.png", "failures_held_out.png"}
+MORE |= {"play.html", "interpolation.gif", "failures.png", "failures_held_out.png"}
 
 
 def assert_whole_report(folder, epochs, n_synthetic, channels=1, more=frozenset()):

@@ -1,0 +1,1059 @@
+"use strict";
+
+// The generator and the discriminator of a run, computed in the browser, and what one can do with
+// them. No library and no network. The first half of the file is the arithmetic; it needs no page,
+// and the tests run it in Node. report/layers.py writes the steps and explains them.
+
+// --- Arrays as text ---
+
+// The bytes of a base64 text.
+function bytesOf(text) {
+  const letters = atob(text);
+  const bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = letters.charCodeAt(i);
+  return bytes;
+}
+
+// What layers.encode wrote, as a typed array. Weights are integers, with a scale for each row.
+function decode(array) {
+  const buffer = bytesOf(array.data).buffer;
+  if (array.type === "int32") return new Int32Array(buffer);
+  if (array.type === "float32") return new Float32Array(buffer);
+  const integers = new Int16Array(buffer);
+  const scale = decode(array.scale);
+  const weight = new Float32Array(integers.length);
+  const columns = weight.length / scale.length;
+  for (let row = 0, i = 0; row < scale.length; row++) {
+    for (let column = 0; column < columns; column++, i++) weight[i] = integers[i] * scale[row];
+  }
+  return weight;
+}
+
+// --- Layers ---
+// Each has a way forward, from the arrays x that it reads to the array y that it writes, and a way
+// back, from dy to dx: how much the result changes with each value. The way back adds to dx, as
+// several steps may read one array.
+
+const layers = {};
+
+layers.linear = {
+  forward(step, [x], y) {
+    const { weight, bias } = step;
+    for (let row = 0, i = 0; row < y.length; row++) {
+      let sum = bias[row];
+      for (let column = 0; column < x.length; column++, i++) sum += weight[i] * x[column];
+      y[row] = sum;
+    }
+  },
+  backward(step, x, y, dy, [dx]) {
+    const { weight } = step;
+    for (let row = 0, i = 0; row < dy.length; row++) {
+      for (let column = 0; column < dx.length; column++, i++) dx[column] += weight[i] * dy[row];
+    }
+  },
+};
+
+// A convolution is a product of two matrices: all that the taps see at a place is a row of the
+// first, all weights of an output channel are a row of the second.
+layers.convolution = {
+  prepare(step) {
+    const [height, width, inputs] = step.shape_in;
+    const [rows, columns, outputs] = step.shape_out;
+    for (const phase of step.phases) {
+      const targets = []; // where the outputs of each place begin
+      const sources = []; // where the inputs of each tap at each place begin; -1 outside
+      for (let row = phase.row, j = 0; row < rows; row += step.every[0], j++) {
+        for (let column = phase.column, i = 0; column < columns; column += step.every[1], i++) {
+          targets.push((row * columns + column) * outputs);
+          for (const [tapY, tapX] of phase.taps) {
+            const y = step.stride[0] * j + tapY;
+            const x = step.stride[1] * i + tapX;
+            const inside = y >= 0 && y < height && x >= 0 && x < width;
+            sources.push(inside ? (y * width + x) * inputs : -1);
+          }
+        }
+      }
+      phase.targets = Int32Array.from(targets);
+      phase.sources = Int32Array.from(sources);
+      phase.seen = new Float32Array(sources.length * inputs);
+    }
+  },
+  forward(step, [x], y) {
+    const inputs = step.shape_in[2];
+    for (const { seen, sources, targets, weight } of step.phases) {
+      for (let tap = 0, i = 0; tap < sources.length; tap++) {
+        const from = sources[tap];
+        if (from < 0) {
+          for (let c = 0; c < inputs; c++, i++) seen[i] = 0;
+        } else {
+          for (let c = 0; c < inputs; c++, i++) seen[i] = x[from + c];
+        }
+      }
+      multiply(seen, weight, step.bias, targets, y);
+    }
+  },
+  backward(step, x, y, dy, [dx]) {
+    const inputs = step.shape_in[2];
+    const outputs = step.shape_out[2];
+    for (const { sources, targets, taps, weight } of step.phases) {
+      const length = taps.length * inputs;
+      const row = new Float32Array(length); // the change with what is seen at a place
+      for (let place = 0; place < targets.length; place++) {
+        row.fill(0);
+        for (let o = 0; o < outputs; o++) {
+          const change = dy[targets[place] + o];
+          const start = o * length;
+          for (let k = 0; k < length; k++) row[k] += change * weight[start + k];
+        }
+        for (let tap = 0, k = 0; tap < taps.length; tap++) {
+          const to = sources[place * taps.length + tap];
+          if (to < 0) k += inputs;
+          else for (let c = 0; c < inputs; c++, k++) dx[to + c] += row[k];
+        }
+      }
+    }
+  },
+};
+
+// Products of all rows of a (n, length) with all rows of b (m, length), plus the bias, to the
+// places targets[row of a] + row of b of y. In blocks of 4 x 4, since a number that is fetched once
+// is used four times: this takes most of the time of the page.
+function multiply(a, b, bias, targets, y) {
+  const n = targets.length;
+  const m = bias.length;
+  const length = a.length / n;
+  const blockRows = n - (n % 4);
+  const blockColumns = m - (m % 4);
+  for (let column = 0; column < blockColumns; column += 4) {
+    const b0 = column * length, b1 = b0 + length, b2 = b1 + length, b3 = b2 + length;
+    for (let row = 0; row < blockRows; row += 4) {
+      const a0 = row * length, a1 = a0 + length, a2 = a1 + length, a3 = a2 + length;
+      let s00 = 0, s01 = 0, s02 = 0, s03 = 0, s10 = 0, s11 = 0, s12 = 0, s13 = 0;
+      let s20 = 0, s21 = 0, s22 = 0, s23 = 0, s30 = 0, s31 = 0, s32 = 0, s33 = 0;
+      for (let k = 0; k < length; k++) {
+        const w0 = b[b0 + k], w1 = b[b1 + k], w2 = b[b2 + k], w3 = b[b3 + k];
+        const x0 = a[a0 + k], x1 = a[a1 + k], x2 = a[a2 + k], x3 = a[a3 + k];
+        s00 += x0 * w0; s01 += x0 * w1; s02 += x0 * w2; s03 += x0 * w3;
+        s10 += x1 * w0; s11 += x1 * w1; s12 += x1 * w2; s13 += x1 * w3;
+        s20 += x2 * w0; s21 += x2 * w1; s22 += x2 * w2; s23 += x2 * w3;
+        s30 += x3 * w0; s31 += x3 * w1; s32 += x3 * w2; s33 += x3 * w3;
+      }
+      const c0 = bias[column], c1 = bias[column + 1], c2 = bias[column + 2], c3 = bias[column + 3];
+      let t = targets[row] + column;
+      y[t] = s00 + c0; y[t + 1] = s01 + c1; y[t + 2] = s02 + c2; y[t + 3] = s03 + c3;
+      t = targets[row + 1] + column;
+      y[t] = s10 + c0; y[t + 1] = s11 + c1; y[t + 2] = s12 + c2; y[t + 3] = s13 + c3;
+      t = targets[row + 2] + column;
+      y[t] = s20 + c0; y[t + 1] = s21 + c1; y[t + 2] = s22 + c2; y[t + 3] = s23 + c3;
+      t = targets[row + 3] + column;
+      y[t] = s30 + c0; y[t + 1] = s31 + c1; y[t + 2] = s32 + c2; y[t + 3] = s33 + c3;
+    }
+  }
+  for (let row = 0; row < n; row++) { // what is left over
+    for (let column = row < blockRows ? blockColumns : 0; column < m; column++) {
+      let sum = bias[column];
+      for (let k = 0, i = row * length, j = column * length; k < length; k++, i++, j++) {
+        sum += a[i] * b[j];
+      }
+      y[targets[row] + column] = sum;
+    }
+  }
+}
+
+layers.affine = {
+  forward(step, [x], y) {
+    const { scale, shift } = step;
+    const n = scale.length;
+    for (let i = 0; i < y.length; i++) y[i] = x[i] * scale[i % n] + shift[i % n];
+  },
+  backward(step, x, y, dy, [dx]) {
+    const { scale } = step;
+    for (let i = 0; i < dy.length; i++) dx[i] += dy[i] * scale[i % scale.length];
+  },
+};
+
+// ReLU is the leaky one of slope 0.
+layers.leaky = {
+  forward(step, [x], y) {
+    for (let i = 0; i < y.length; i++) y[i] = x[i] > 0 ? x[i] : step.slope * x[i];
+  },
+  backward(step, [x], y, dy, [dx]) {
+    for (let i = 0; i < dy.length; i++) dx[i] += x[i] > 0 ? dy[i] : step.slope * dy[i];
+  },
+};
+
+layers.tanh = {
+  forward(step, [x], y) {
+    for (let i = 0; i < y.length; i++) y[i] = Math.tanh(x[i]);
+  },
+  backward(step, x, y, dy, [dx]) {
+    for (let i = 0; i < dy.length; i++) dx[i] += dy[i] * (1 - y[i] * y[i]);
+  },
+};
+
+layers.sigmoid = {
+  forward(step, [x], y) {
+    for (let i = 0; i < y.length; i++) y[i] = sigmoid(x[i]);
+  },
+  backward(step, x, y, dy, [dx]) {
+    for (let i = 0; i < dy.length; i++) dx[i] += dy[i] * y[i] * (1 - y[i]);
+  },
+};
+
+layers.clamp = {
+  forward({ low, high }, [x], y) {
+    for (let i = 0; i < y.length; i++) y[i] = Math.min(Math.max(x[i], low), high);
+  },
+  backward({ low, high }, [x], y, dy, [dx]) {
+    for (let i = 0; i < dy.length; i++) dx[i] += x[i] >= low && x[i] <= high ? dy[i] : 0;
+  },
+};
+
+layers.add = {
+  forward(step, [a, b], y) {
+    for (let i = 0; i < y.length; i++) y[i] = a[i] + b[i];
+  },
+  backward(step, x, y, dy, [da, db]) {
+    for (let i = 0; i < dy.length; i++) {
+      da[i] += dy[i];
+      db[i] += dy[i];
+    }
+  },
+};
+
+layers.multiply = {
+  forward(step, [a, b], y) {
+    for (let i = 0; i < y.length; i++) y[i] = a[i] * b[i];
+  },
+  backward(step, [a, b], y, dy, [da, db]) {
+    for (let i = 0; i < dy.length; i++) {
+      da[i] += dy[i] * b[i];
+      db[i] += dy[i] * a[i];
+    }
+  },
+};
+
+// Python has worked out where each value comes from, so that this one layer does for views,
+// permutations, slices, concatenations and the pixel unshuffle.
+layers.move = {
+  forward({ index }, x, y) {
+    let start = 0;
+    for (const source of x) {
+      for (let i = 0; i < y.length; i++) {
+        const from = index[i] - start;
+        if (from >= 0 && from < source.length) y[i] = source[from];
+      }
+      start += source.length;
+    }
+  },
+  backward({ index }, x, y, dy, dx) {
+    let start = 0;
+    for (const source of dx) {
+      for (let i = 0; i < dy.length; i++) {
+        const from = index[i] - start;
+        if (from >= 0 && from < source.length) source[from] += dy[i];
+      }
+      start += source.length;
+    }
+  },
+};
+
+layers.resample = {
+  forward({ channels, count, index, weight }, [x], y) {
+    y.fill(0);
+    for (let i = 0; i < index.length; i++) {
+      const to = Math.floor(i / count) * channels;
+      const from = index[i] * channels;
+      for (let c = 0; c < channels; c++) y[to + c] += weight[i] * x[from + c];
+    }
+  },
+  backward({ channels, count, index, weight }, x, y, dy, [dx]) {
+    for (let i = 0; i < index.length; i++) {
+      const to = Math.floor(i / count) * channels;
+      const from = index[i] * channels;
+      for (let c = 0; c < channels; c++) dx[from + c] += weight[i] * dy[to + c];
+    }
+  },
+};
+
+layers.total = {
+  forward({ count, factor }, [x], y) {
+    for (let i = 0; i < y.length; i++) {
+      let sum = 0;
+      for (let k = 0; k < count; k++) sum += x[i * count + k];
+      y[i] = factor * sum;
+    }
+  },
+  backward({ count, factor }, x, y, dy, [dx]) {
+    for (let i = 0; i < dx.length; i++) dx[i] += factor * dy[Math.floor(i / count)];
+  },
+};
+
+function sigmoid(x) {
+  return 1 / (1 + Math.exp(-x));
+}
+
+// --- Networks ---
+
+// A network of the steps that layers.describe wrote.
+class Network {
+  constructor({ inputs, steps, output }) {
+    this.inputs = inputs.length;
+    this.output = output;
+    this.steps = steps.map(readStep);
+    this.arrays = [
+      ...inputs.map((size) => new Float32Array(size)),
+      ...steps.map((step) => new Float32Array(step.size)),
+    ];
+    this.changes = this.arrays.map((array) => new Float32Array(array.length));
+  }
+
+  // The output for these inputs. The array is overwritten by the next call.
+  forward(...inputs) {
+    inputs.forEach((input, i) => this.arrays[i].set(input));
+    this.steps.forEach((step, i) => {
+      const sources = step.from.map((number) => this.arrays[number]);
+      layers[step.op].forward(step, sources, this.arrays[this.inputs + i]);
+    });
+    return this.arrays[this.output];
+  }
+
+  // How the sum of the outputs of the last forward changes with each value of the first input.
+  gradient() {
+    for (const change of this.changes) change.fill(0);
+    this.changes[this.output].fill(1);
+    for (let i = this.steps.length - 1; i >= 0; i--) {
+      const step = this.steps[i];
+      const number = this.inputs + i;
+      const sources = step.from.map((source) => this.arrays[source]);
+      const changes = step.from.map((source) => this.changes[source]);
+      const backward = layers[step.op].backward;
+      backward(step, sources, this.arrays[number], this.changes[number], changes);
+    }
+    return this.changes[0];
+  }
+}
+
+// A step with its arrays decoded and its tables made.
+function readStep(written) {
+  const step = { ...written };
+  for (const [key, value] of Object.entries(step)) {
+    if (value && value.data) step[key] = decode(value);
+  }
+  if (step.phases) {
+    step.phases = step.phases.map((phase) => ({ ...phase, weight: decode(phase.weight) }));
+    layers.convolution.prepare(step);
+  }
+  return step;
+}
+
+// The grey level of a value in [-1, 1], as dataset.to_pixels computes it.
+function toPixel(value) {
+  return Math.min(Math.max(Math.round((value + 1) * 127.5), 0), 255);
+}
+
+function fromPixel(pixel) {
+  return pixel / 127.5 - 1;
+}
+
+// The mean of the probabilities that each logit stands for.
+function probabilityOf(logits) {
+  let sum = 0;
+  for (const logit of logits) sum += sigmoid(logit);
+  return sum / logits.length;
+}
+
+// --- Latents ---
+
+// Random numbers from a normal distribution of mean 0 and standard deviation 1 (Box and Muller).
+function randomLatent(length) {
+  return Float32Array.from({ length }, () => {
+    const radius = Math.sqrt(-2 * Math.log(1 - Math.random()));
+    return radius * Math.cos(2 * Math.PI * Math.random());
+  });
+}
+
+function dot(a, b) {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+// The latent a share t of the way from a to b, along a great circle: latents lie near a sphere.
+function slerp(a, b, t) {
+  const cosine = dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
+  const angle = Math.acos(Math.min(Math.max(cosine, -1), 1));
+  const sine = Math.sin(angle);
+  const near = sine < 1e-4; // nearly one line: no circle
+  const wa = near ? 1 - t : Math.sin((1 - t) * angle) / sine;
+  const wb = near ? t : Math.sin(t * angle) / sine;
+  return a.map((value, i) => wa * value + wb * b[i]);
+}
+
+// Like [1, 2, 3, ...] in a random order.
+function shuffled(list) {
+  const result = [...list];
+  for (let i = result.length - 1; i > 0; i--) {
+    const j = Math.floor(Math.random() * (i + 1));
+    [result[i], result[j]] = [result[j], result[i]];
+  }
+  return result;
+}
+
+// One of the label vectors of the training set, as frequent as there.
+function randomLabels({ rows, counts }) {
+  let left = Math.random() * counts.reduce((sum, count) => sum + count, 0);
+  const row = counts.findIndex((count) => (left -= count) < 0);
+  return rows[row < 0 ? 0 : row];
+}
+
+function labelText({ names }, vector) {
+  return names.filter((name, i) => vector[i] > 0).join(", ") || "no finding";
+}
+
+// --- The page ---
+
+let data, generator, discriminator;
+const still = typeof matchMedia === "function" && matchMedia("(prefers-reduced-motion: reduce)");
+
+function find(id) {
+  return document.getElementById(id);
+}
+
+// A new element with a text and attributes.
+function make(tag, text = "", attributes = {}) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+function start() {
+  data = JSON.parse(find("data").textContent);
+  generator = new Network(data.generator);
+  startStudio();
+  // The first image is on the screen before the rest is made ready.
+  requestAnimationFrame(() => setTimeout(startRest, 0));
+}
+
+function startRest() {
+  discriminator = new Network(data.discriminator);
+  find("disagrees").hidden = agrees();
+  show();
+  startLearn();
+  startGame();
+  document.body.dataset.ready = "yes";
+}
+
+// Whether this browser computes what PyTorch has computed, to two grey levels and 1 %.
+function agrees() {
+  const { latent, pixels, logits } = data.check;
+  const labels = data.labels ? [data.labels.rows[0]] : [];
+  const drawn = forge(latent, labels[0]);
+  const same = drawn.every((pixel, i) => Math.abs(pixel - pixels[i]) <= 2);
+  const judged = discriminator.forward(Float32Array.from(pixels, fromPixel), ...labels);
+  const near = (a, b) => Math.abs(a - b) < 0.01 * (1 + Math.abs(a));
+  return same && logits.every((logit, i) => near(logit, judged[i]));
+}
+
+// The pixels that the forger makes of a latent, 0 to 255.
+function forge(latent, labels) {
+  const values = generator.forward(latent, ...(labels ? [labels] : []));
+  return Uint8ClampedArray.from(values, toPixel);
+}
+
+// The probability that the detective gives to pixels; the network's gradient is that of this call.
+function judge(pixels, labels) {
+  const values = Float32Array.from(pixels, fromPixel);
+  return probabilityOf(discriminator.forward(values, ...(labels ? [labels] : [])));
+}
+
+// Show pixels in a canvas, each as one of its pixels; the browser enlarges them.
+function paint(canvas, pixels) {
+  const [height, width, channels] = data.shape;
+  canvas.width = width;
+  canvas.height = height;
+  const picture = new ImageData(width, height);
+  for (let i = 0; i < width * height; i++) {
+    for (let c = 0; c < 3; c++) {
+      picture.data[4 * i + c] = pixels[i * channels + (channels === 3 ? c : 0)];
+    }
+    picture.data[4 * i + 3] = 255;
+  }
+  canvas.getContext("2d").putImageData(picture, 0, 0);
+}
+
+// Show a change of each pixel, -1 to 1, in colours: orange is brighter, blue is darker.
+// base: grey levels below it.
+function paintChange(canvas, change, base) {
+  const [height, width] = data.shape;
+  canvas.width = width;
+  canvas.height = height;
+  const picture = new ImageData(width, height);
+  for (let i = 0; i < width * height; i++) {
+    const share = Math.min(Math.abs(change[i]), 1);
+    const colour = change[i] > 0 ? [255, 140, 60] : [60, 160, 255];
+    for (let c = 0; c < 3; c++) {
+      picture.data[4 * i + c] = (1 - share) * base[i] + share * colour[c];
+    }
+    picture.data[4 * i + 3] = 255;
+  }
+  canvas.getContext("2d").putImageData(picture, 0, 0);
+}
+
+function percent(share) {
+  return `${Math.round(100 * share)} %`;
+}
+
+// --- The studio ---
+
+const studio = {
+  home: null, // the latent that Reset returns to
+  latent: null,
+  labels: null, // a vector, if the run has learned labels
+  forged: null, // the pixels that the forger made of them
+  drawn: null, // what was drawn by hand, added to these
+  shown: null, // both
+  waiting: false, // for the next frame of the screen
+  fresh: false, // whether the forger has to draw anew in it
+};
+
+function startStudio() {
+  studio.labels = data.labels && [...randomLabels(data.labels)];
+  makeKnobs();
+  if (data.labels) makeChoices();
+  find("new").addEventListener("click", newImage);
+  find("reset").addEventListener("click", () => moveTo(Float32Array.from(studio.home)));
+  find("walk").addEventListener("click", toggleWalk);
+  find("follow").addEventListener("click", followMap);
+  find("clean").addEventListener("click", removeDrawing);
+  startBrushes();
+  studio.home = randomLatent(data.check.latent.length);
+  studio.latent = Float32Array.from(studio.home);
+  studio.fresh = true;
+  show();
+}
+
+function newImage() {
+  stopWalk();
+  studio.home = randomLatent(studio.latent.length);
+  moveTo(Float32Array.from(studio.home));
+}
+
+// Go to another latent.
+function moveTo(latent) {
+  studio.latent = latent;
+  update(true);
+}
+
+// Bring the page up to date in the next frame of the screen; fresh: the forger draws anew.
+function update(fresh) {
+  studio.fresh ||= fresh;
+  if (!studio.waiting) requestAnimationFrame(show);
+  studio.waiting = true;
+}
+
+function show() {
+  if (studio.fresh) {
+    const before = performance.now();
+    studio.forged = forge(studio.latent, studio.labels);
+    showSpeed(performance.now() - before);
+    studio.drawn = new Int16Array(studio.forged.length);
+    showKnobs();
+  }
+  studio.waiting = studio.fresh = false;
+  studio.shown = studio.forged.map((pixel, i) => pixel + studio.drawn[i]); // it is clamped
+  paint(find("image"), studio.shown);
+  if (discriminator) showVerdict();
+}
+
+// How fast this device draws, from the last images.
+const durations = [];
+function showSpeed(duration) {
+  durations.push(duration);
+  if (durations.length > 20) durations.shift();
+  const mean = durations.reduce((a, b) => a + b) / durations.length;
+  if (durations.length >= 5) {
+    find("speed").textContent = `Your device takes ${mean.toFixed(0)} ms for an image.`;
+  }
+}
+
+let announcing;
+function showVerdict() {
+  const probability = judge(studio.shown, studio.labels);
+  const text = `${percent(probability)} ${data.original}`;
+  find("needle").style.left = `${100 * probability}%`;
+  find("verdict").textContent = text;
+  find("meter").setAttribute("aria-valuenow", Math.round(100 * probability));
+  find("meter").setAttribute("aria-valuetext", text);
+  // Said aloud once the picture is at rest.
+  clearTimeout(announcing);
+  announcing = setTimeout(() => (find("spoken").textContent = `The detective: ${text}.`), 800);
+
+  const logits = discriminator.arrays[discriminator.output];
+  if (logits.length > 1) {
+    const each = Array.from(logits, (logit) => percent(sigmoid(logit))).join(" and ");
+    find("opinions").textContent = ` It has several opinions, ${each}: shown is their mean.`;
+  }
+  const change = mapOf(discriminator.gradient());
+  paintChange(find("map"), change, dimmed(studio.shown));
+}
+
+// The gradient at each place, summed over the colours; 1 is that of the strongest hundredth.
+function mapOf(gradient) {
+  const channels = data.shape[2];
+  const change = new Float32Array(gradient.length / channels);
+  for (let i = 0; i < gradient.length; i++) change[Math.floor(i / channels)] += gradient[i];
+  const sizes = change.map(Math.abs).sort();
+  const strong = sizes[Math.floor(0.99 * (sizes.length - 1))] || 1;
+  return change.map((value) => value / strong);
+}
+
+// Grey levels of a picture, faint enough to see colours above them.
+function dimmed(pixels) {
+  const channels = data.shape[2];
+  return Float32Array.from({ length: pixels.length / channels }, (_, i) => {
+    let sum = 0;
+    for (let c = 0; c < channels; c++) sum += pixels[i * channels + c];
+    return 30 + 0.4 * (sum / channels);
+  });
+}
+
+const FOLLOW = 2; // grey levels, at most
+
+// Change each pixel a little in the direction that the detective likes (Goodfellow et al. 2015).
+function followMap() {
+  stopWalk(); // or the next picture of the walk would take its place
+  judge(studio.shown, studio.labels);
+  const gradient = discriminator.gradient();
+  const channels = data.shape[2];
+  const largest = gradient.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-12);
+  for (let i = 0; i < gradient.length; i++) {
+    const step = FOLLOW * Math.min(1, (4 * Math.abs(gradient[i])) / largest);
+    draw(i, Math.sign(gradient[i]) * Math.round(step));
+  }
+  update(false);
+}
+
+function removeDrawing() {
+  studio.drawn.fill(0);
+  update(false);
+}
+
+// Add to a value of the picture, within what a screen can show.
+function draw(i, change) {
+  const value = studio.forged[i] + studio.drawn[i] + change;
+  studio.drawn[i] = Math.min(Math.max(value, 0), 255) - studio.forged[i];
+}
+
+// --- The knobs ---
+
+function makeKnobs() {
+  data.directions.forEach((direction, number) => {
+    const row = make("div", "", { class: "knob" });
+    const map = make("canvas", "", { "aria-hidden": "true" });
+    const values = new Int8Array(bytesOf(data.effects[number]).buffer);
+    paintChange(map, Array.from(values, (value) => value / 127), values.map(() => 90));
+    const id = `knob-${number + 1}`;
+    const label = make("label", number + 1, { for: id });
+    label.prepend(make("span", "Knob ", { class: "hidden" }));
+    const input = make("input", "", { type: "range", id, min: -4, max: 4, step: 0.05 });
+    input.addEventListener("input", () => turnKnob(number, Number(input.value)));
+    row.append(map, label, input, make("output", "", { for: id }));
+    find("knobs").append(row);
+  });
+}
+
+// Move the latent along a direction, to this many standard deviations.
+function turnKnob(number, value) {
+  stopWalk();
+  const direction = data.directions[number];
+  const step = value - dot(studio.latent, direction);
+  moveTo(studio.latent.map((number, i) => number + step * direction[i]));
+}
+
+function showKnobs() {
+  data.directions.forEach((direction, number) => {
+    const value = dot(studio.latent, direction);
+    const text = `${value < -0.05 ? "\u2212" : "+"}${Math.abs(value).toFixed(1)} SD`;
+    const row = find("knobs").children[number];
+    const input = row.querySelector("input");
+    // Not while its own thumb moves: rounding to a step would hold it back.
+    if (document.activeElement !== input || Math.abs(input.value - value) > 0.03) {
+      input.value = value;
+    }
+    input.setAttribute("aria-valuetext", `${value.toFixed(1)} standard deviations`);
+    row.querySelector("output").textContent = text;
+  });
+}
+
+function makeChoices() {
+  const { names, several, rows } = data.labels;
+  names.forEach((name, column) => {
+    if (!rows.some((row) => row[column] > 0)) return; // it was never seen in training
+    const type = several ? "checkbox" : "radio";
+    const input = make("input", "", { type, name: "label" });
+    input.checked = studio.labels[column] > 0;
+    input.addEventListener("change", () => {
+      if (!several) studio.labels.fill(0);
+      studio.labels[column] = input.checked ? 1 : 0;
+      update(true);
+    });
+    const label = make("label");
+    label.append(input, ` ${name}`);
+    find("choices").append(label);
+  });
+}
+
+// --- A walk from latent to latent ---
+
+const STROLL = 4000; // milliseconds from one latent to the next
+let walk = null;
+
+function toggleWalk() {
+  if (walk) return stopWalk();
+  walk = { from: studio.latent, to: randomLatent(studio.latent.length), since: performance.now() };
+  find("walk").setAttribute("aria-pressed", "true");
+  stroll();
+}
+
+function stopWalk() {
+  walk = null;
+  find("walk").setAttribute("aria-pressed", "false");
+}
+
+function stroll() {
+  if (!walk) return;
+  const share = (performance.now() - walk.since) / STROLL;
+  moveTo(slerp(walk.from, walk.to, Math.min(share, 1)));
+  if (share >= 1) {
+    walk = { from: walk.to, to: randomLatent(studio.latent.length), since: performance.now() };
+  }
+  // Those who want no motion get a new picture each second.
+  if (still.matches) setTimeout(stroll, 1000);
+  else requestAnimationFrame(stroll);
+}
+
+// --- The brushes ---
+
+const BRUSH = { brighter: 40, darker: -40 }; // grey levels in the middle of a stroke
+const spot = { row: 0, column: 0 }; // where the arrow keys are
+
+function brush() {
+  return document.querySelector("#brushes input:checked").value;
+}
+
+function startBrushes() {
+  const canvas = find("image");
+  [spot.row, spot.column] = data.shape.map((size) => Math.floor(size / 2));
+  find("brushes").addEventListener("change", () => {
+    const on = brush() !== "none";
+    canvas.classList.toggle("brush", on);
+    canvas.tabIndex = on ? 0 : -1;
+    if (on) canvas.setAttribute("aria-label", "The picture: arrow keys move, Space draws");
+    if (on) stopWalk();
+    if (!on) find("cursor").hidden = true;
+  });
+  canvas.addEventListener("pointerdown", (event) => {
+    if (brush() === "none") return;
+    canvas.setPointerCapture(event.pointerId);
+    stroke(event);
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (brush() !== "none" && event.buttons) stroke(event);
+  });
+  canvas.addEventListener("keydown", moveSpot);
+  canvas.addEventListener("blur", () => (find("cursor").hidden = true));
+}
+
+function stroke(event) {
+  const [height, width] = data.shape;
+  const box = find("image").getBoundingClientRect();
+  const row = Math.floor(((event.clientY - box.top) / box.height) * height);
+  const column = Math.floor(((event.clientX - box.left) / box.width) * width);
+  dab(row, column);
+}
+
+// Draw on a pixel, and half as much on its neighbours.
+function dab(row, column) {
+  const [height, width, channels] = data.shape;
+  const kind = brush();
+  for (let y = row - 1; y <= row + 1; y++) {
+    for (let x = column - 1; x <= column + 1; x++) {
+      if (y < 0 || y >= height || x < 0 || x >= width) continue;
+      const middle = y === row && x === column;
+      for (let c = 0; c < channels; c++) {
+        const i = (y * width + x) * channels + c;
+        if (kind === "erase") studio.drawn[i] = 0;
+        else draw(i, middle ? BRUSH[kind] : BRUSH[kind] / 2);
+      }
+    }
+  }
+  update(false);
+}
+
+function moveSpot(event) {
+  const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+  const [height, width] = data.shape;
+  if (brush() === "none" || !(event.key in moves || event.key === " ")) return;
+  event.preventDefault(); // else the page would scroll
+  const [down, right] = moves[event.key] || [0, 0];
+  spot.row = Math.min(Math.max(spot.row + down, 0), height - 1);
+  spot.column = Math.min(Math.max(spot.column + right, 0), width - 1);
+  if (event.key === " ") dab(spot.row, spot.column);
+  const cursor = find("cursor");
+  cursor.hidden = false;
+  cursor.style.left = `${(100 * spot.column) / width}%`;
+  cursor.style.top = `${(100 * spot.row) / height}%`;
+  cursor.style.width = `${100 / width}%`;
+  cursor.style.height = `${100 / height}%`;
+}
+
+// --- The epochs ---
+
+const SVG = "http://www.w3.org/2000/svg";
+const CURVE = { width: 400, height: 110, left: 28, bottom: 16 };
+
+function startLearn() {
+  if (!data.learn) return;
+  const sprite = new Image();
+  sprite.addEventListener("load", () => {
+    find("epoch").addEventListener("input", () => showEpoch(sprite));
+    showEpoch(sprite);
+  });
+  const { history } = data.learn;
+  if (history.length > 0) {
+    drawCurves("opinions-curve", history, "d_real", "d_fake", 1);
+    const [a, b] = ["loss_discriminator", "loss_generator"];
+    const highest = Math.max(...history.flatMap((row) => [row[a], row[b]]));
+    drawCurves("losses-curve", history, a, b, Math.ceil(highest));
+  }
+  sprite.src = data.learn.picture;
+}
+
+function shape(svg, tag, attributes, text = "") {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.textContent = text;
+  svg.append(made);
+  return made;
+}
+
+// Where an epoch lies in the curves, from the left.
+function placeOf(epoch) {
+  const epochs = [...data.learn.epochs, ...data.learn.history.map((row) => row.epoch)];
+  const first = Math.min(...epochs);
+  const share = (epoch - first) / Math.max(1, Math.max(...epochs) - first);
+  return CURVE.left + share * (CURVE.width - CURVE.left - 4);
+}
+
+function drawCurves(id, history, a, b, top) {
+  const svg = find(id);
+  const { width, height, left, bottom } = CURVE;
+  const y = (value) => (height - bottom) * (1 - value / top) + 2;
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  for (const value of [0, top / 2, top]) {
+    shape(svg, "line", { x1: left, x2: width, y1: y(value), y2: y(value), class: "axis" });
+    const at = { x: left - 4, y: y(value) + 4, "text-anchor": "end" };
+    shape(svg, "text", at, value === 0 ? "0" : value.toFixed(1));
+  }
+  const last = history[history.length - 1].epoch;
+  shape(svg, "text", { x: left, y: height, "text-anchor": "start" }, `epoch ${history[0].epoch}`);
+  shape(svg, "text", { x: width, y: height, "text-anchor": "end" }, last);
+  for (const [key, name] of [[a, "a"], [b, "b"]]) {
+    const points = history.map((row) => `${placeOf(row.epoch)},${y(row[key])}`).join(" ");
+    shape(svg, "polyline", { points, class: name });
+    const point = shape(svg, "circle", { r: 4, class: name });
+    point.dataset.key = key;
+  }
+  svg.dataset.top = top;
+  shape(svg, "line", { y1: 0, y2: height - bottom + 2, class: "cursor" });
+}
+
+function showEpoch(sprite) {
+  const { epochs, history, latents } = data.learn;
+  const [height, width] = data.shape;
+  const place = Number(find("epoch").value);
+  const epoch = epochs[place];
+  const row = history.find((row) => row.epoch === epoch);
+  find("epoch-number").textContent = `${epoch} of ${data.allEpochs}`;
+  find("epoch").setAttribute("aria-valuetext", `epoch ${epoch}`);
+  find("epoch-text").textContent = row ? row.text : "No numbers were recorded for this epoch.";
+
+  const columns = Math.ceil(Math.sqrt(latents));
+  const canvas = find("epochs");
+  canvas.width = columns * (width + 1) - 1;
+  canvas.height = Math.ceil(latents / columns) * (height + 1) - 1;
+  const context = canvas.getContext("2d");
+  for (let i = 0; i < latents; i++) {
+    const x = (i % columns) * (width + 1);
+    const y = Math.floor(i / columns) * (height + 1);
+    context.drawImage(sprite, i * width, place * height, width, height, x, y, width, height);
+  }
+  canvas.dataset.epoch = epoch;
+
+  for (const id of ["opinions-curve", "losses-curve"]) {
+    const svg = find(id);
+    const cursor = svg.querySelector(".cursor");
+    if (!cursor) continue;
+    cursor.setAttribute("x1", placeOf(epoch));
+    cursor.setAttribute("x2", placeOf(epoch));
+    for (const point of svg.querySelectorAll("circle")) {
+      point.setAttribute("visibility", row ? "visible" : "hidden");
+      if (!row) continue;
+      const y = (CURVE.height - CURVE.bottom) * (1 - row[point.dataset.key] / svg.dataset.top) + 2;
+      point.setAttribute("cx", placeOf(epoch));
+      point.setAttribute("cy", y);
+    }
+    const values = Array.from(svg.querySelectorAll("circle"), ({ dataset: { key } }) =>
+      row ? row[key].toFixed(2) : "unknown",
+    );
+    const names = id === "losses-curve" ? "Loss of detective and forger" : "D(x) and D(G(z))";
+    svg.setAttribute("aria-label", `${names} in epoch ${epoch}: ${values.join(" and ")}`);
+  }
+}
+
+// --- The game ---
+
+const HALF = 10; // of the tiles are from the training set
+const game = {
+  tiles: [], // {pixels, real, labels, probability, answer}
+  pool: [], // numbers of the training images that were not shown since they were last shuffled
+};
+
+function startGame() {
+  find("game-size").textContent = 2 * half();
+  find("begin").addEventListener("click", beginGame);
+  find("again").addEventListener("click", beginGame);
+  find("say-real").addEventListener("click", () => answer(true));
+  find("say-forged").addEventListener("click", () => answer(false));
+  find("round").addEventListener("keydown", (event) => {
+    if (event.key === "ArrowRight") answer(true);
+    else if (event.key === "ArrowLeft") answer(false);
+    else return;
+    event.preventDefault();
+  });
+}
+
+function half() {
+  return Math.min(HALF, data.game.count);
+}
+
+function beginGame() {
+  stopWalk();
+  game.tiles = shuffled([...originals(half()), ...forgeries(half())]);
+  for (const part of ["intro", "end"]) find(part).hidden = true;
+  find("round").hidden = false;
+  showTile();
+  find("say-forged").focus();
+}
+
+// Training images that were not in the last games, as long as there are any.
+function originals(count) {
+  const values = bytesOf(data.game.real);
+  const size = values.length / data.game.count;
+  return Array.from({ length: count }, () => {
+    if (game.pool.length === 0) game.pool = shuffled(Array(data.game.count).keys());
+    const number = game.pool.pop();
+    const pixels = Uint8ClampedArray.from(values.subarray(number * size, (number + 1) * size));
+    return newTile(pixels, true, data.game.labels && data.game.labels[number]);
+  });
+}
+
+function forgeries(count) {
+  return Array.from({ length: count }, () => {
+    const labels = data.labels && randomLabels(data.labels);
+    return newTile(forge(randomLatent(data.check.latent.length), labels), false, labels);
+  });
+}
+
+function newTile(pixels, real, labels) {
+  return { pixels, real, labels, probability: judge(pixels, labels), answer: null };
+}
+
+function showTile() {
+  const number = game.tiles.findIndex((tile) => tile.answer === null);
+  const tile = game.tiles[number];
+  paint(find("tile"), tile.pixels);
+  find("count").textContent = `Image ${number + 1} of ${game.tiles.length}`;
+  find("tile-label").textContent = tile.labels ? `, ${labelText(data.labels, tile.labels)}` : "";
+  const said = `${find("count").textContent}${find("tile-label").textContent}`;
+  find("game-spoken").textContent = said;
+}
+
+function answer(real) {
+  const tile = game.tiles.find((tile) => tile.answer === null);
+  if (!tile) return;
+  tile.answer = real;
+  if (game.tiles.every((tile) => tile.answer !== null)) endGame();
+  else showTile();
+}
+
+// How many of these tiles someone was right about; said: what they said of a tile.
+function right(tiles, said) {
+  return tiles.filter((tile) => said(tile) === tile.real).length;
+}
+
+const YOU = (tile) => tile.answer;
+const DETECTIVE = (tile) => tile.probability > 0.5;
+
+function endGame() {
+  const { tiles } = game;
+  const [yours, its] = [YOU, DETECTIVE].map((said) => right(tiles, said));
+  const won = yours > its ? "You win." : yours < its ? "The detective wins." : "A draw.";
+  const score = `You told ${yours} of ${tiles.length} right, the detective ${its}. ${won}`;
+  find("score").textContent = score;
+  find("game-spoken").textContent = score;
+  fillConfusion(find("confusion").tBodies[0]);
+  const { fresh } = data.game;
+  find("fresh").textContent = fresh
+    ? "A fresh detective, trained from scratch for the report, told " +
+      `${percent(fresh.accuracy)} of ${fresh.images} other images right.`
+    : "";
+  find("revealed").replaceChildren(...tiles.map(reveal));
+  find("round").hidden = true;
+  find("end").hidden = false;
+  find("end").focus();
+}
+
+function fillConfusion(body) {
+  const groups = [
+    [data.originals, game.tiles.filter((tile) => tile.real)],
+    ["forgeries", game.tiles.filter((tile) => !tile.real)],
+  ];
+  body.replaceChildren(
+    ...groups.map(([name, tiles]) => {
+      const row = make("tr");
+      const counts = [YOU, DETECTIVE].flatMap((said) => {
+        const real = tiles.filter(said).length;
+        return [make("td", real), make("td", tiles.length - real)];
+      });
+      row.append(make("th", `${tiles.length} ${name}`, { scope: "row" }), ...counts);
+      return row;
+    }),
+  );
+}
+
+function reveal(tile) {
+  const figure = make("figure");
+  const picture = make("canvas", "", { role: "img", "aria-label": nameOf(tile.real) });
+  paint(picture, tile.pixels);
+  const caption = make("figcaption");
+  const [sign, kind] = tile.answer === tile.real ? ["\u2713", "right"] : ["\u2717", "wrong"];
+  caption.append(
+    make("b", nameOf(tile.real)),
+    make("br"),
+    make("span", `you: ${nameOf(tile.answer)} ${sign}`, { class: kind }),
+    make("br"),
+    `detective: ${percent(tile.probability)}`,
+  );
+  figure.append(picture, caption);
+  return figure;
+}
+
+function nameOf(real) {
+  return real ? data.original : "forged";
+}
+
+if (typeof document === "undefined") module.exports = { Network, probabilityOf, toPixel };
+else start();
