@@ -89,7 +89,7 @@ def main(constants):
             print(f"the run that was here is now called {runs.archive(folder, pictures)}")
         files.make_folder(folder)
         files.remove_leftovers(folder)
-        print_summary(run, progress, model, len(images), source, folder, pictures, reference)
+        status.print_summary(run, progress, model, source, folder, pictures, reference)
         train(images.to(device), labels.to(device), run, progress, model, folder, reference)
         if status.looks_collapsed(progress.history[-1]):
             print(status.COLLAPSE)
@@ -168,25 +168,6 @@ def fit_reference(images):
         return None
     reference = metrics.fit_reference(images, halves[0], SEED)
     return reference | {"real_vs_real": metrics.evaluate(reference, halves[1])}
-
-
-def print_summary(run, progress, model, n, source, folder, pictures, reference):
-    """Print what is trained on what, and where it is written."""
-    weights = {
-        name: sum(p.numel() for p in getattr(model, name).parameters()) for name in run.model_args
-    }
-    print(f"data set   {dataset.title(DATASET)} from {source}")
-    print(f"images     {n:,} of 28x28x{run.channels}, {n // BATCH_SIZE} steps an epoch")
-    if CONDITIONAL:
-        print(f"labels     {', '.join(dataset.label_names(DATASET))}")
-    print(f"device     {hardware.describe(progress.permutation.device)}")
-    print(f"dtype      {run.settings['DTYPE']}")
-    print(f"weights    {', '.join(f'{name} {count:,}' for name, count in weights.items())}")
-    print(f"run        {folder}, {f'from epoch {progress.epoch + 1}' if progress.step else 'new'}")
-    print(f"pictures   {pictures}, by python generate_report.py")
-    if reference:
-        scores = status.describe_metrics(reference["real_vs_real"])
-        print(f"reference  {scores}: {reference['n']:,} real images")
 
 
 def train(images, labels, run, progress, model, folder, reference):

@@ -1,12 +1,38 @@
-"""What a run's numbers say, in one line: the status that train_model.py prints."""
+"""What train_model.py prints: the summary of a run, its status lines and warnings."""
 
 from datetime import timedelta
+
+from common import dataset, hardware
 
 STATISTICS = ["loss_discriminator", "loss_generator", "d_real", "d_fake"]
 COLLAPSE = (
     "coverage below 0.1: nearly all samples look alike, a mode collapse. If it stays so, try a "
     "lower LEARNING_RATE, another SEED or more images, under another RUN_NAME."
 )
+
+
+def print_summary(run, progress, model, source, folder, pictures, reference):
+    """Print what is trained on what, and where it is written.
+
+    source: of the data, in words; reference: what train_model.fit_reference returned.
+    """
+    settings, n = run.settings, len(progress.permutation)
+    weights = {
+        name: sum(p.numel() for p in getattr(model, name).parameters()) for name in run.model_args
+    }
+    print(f"data set   {dataset.title(settings['DATASET'])} from {source}")
+    steps = n // settings["BATCH_SIZE"]
+    print(f"images     {n:,} of 28x28x{run.channels}, {steps} steps an epoch")
+    if settings["CONDITIONAL"]:
+        print(f"labels     {', '.join(dataset.label_names(settings['DATASET']))}")
+    print(f"device     {hardware.describe(progress.permutation.device)}")
+    print(f"dtype      {settings['DTYPE']}")
+    print(f"weights    {', '.join(f'{name} {count:,}' for name, count in weights.items())}")
+    print(f"run        {folder}, {f'from epoch {progress.epoch + 1}' if progress.step else 'new'}")
+    print(f"pictures   {pictures}, by python generate_report.py")
+    if reference:
+        scores = describe_metrics(reference["real_vs_real"])
+        print(f"reference  {scores}: {reference['n']:,} real images")
 
 
 def means(progress, batch_size):
