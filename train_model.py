@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import copy
 import shlex
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ def main(constants):
             return
         images, labels, source = load_data()
         torch.manual_seed(SEED)
-        run, progress, model = new_run(images, labels, source, device, constants, saved)
+        run, progress, model = new_run(images, labels, device, constants, saved)
         reference = fit_reference(images)
         if saved:
             run = checkpoint.resume(saved, run, progress, model, folder / "checkpoint.pt")
@@ -108,7 +109,7 @@ def load_data():
     return images, labels, source
 
 
-def new_run(images, labels, source, device, constants, saved):
+def new_run(images, labels, device, constants, saved):
     """Return a run, its progress and its model as they are before the first step.
 
     saved: the checkpoint that will be resumed, or None; its dtype is kept if DTYPE is "auto".
@@ -133,7 +134,7 @@ def new_run(images, labels, source, device, constants, saved):
         model_args=model_args,
         recipe=checkpoint.describe_recipe(optimizers, [generator_loss, discriminator_loss]),
         machine=hardware.machine(device),
-        data_official=dataset.OFFICIAL in source,
+        data_official=dataset.is_official(DATASET, Path(DATA_DIR) / f"{DATASET}.npz"),
     )
     progress = Progress(
         permutation=torch.randperm(len(images), device=device),
