@@ -240,7 +240,7 @@ def test_what_is_said_of_an_epoch_follows_from_its_numbers(real, fake, coverage,
 def played(tmp_path_factory, shelf):
     """The folder of a small conditional run of two epochs, and its play.html."""
     folder = tmp_path_factory.mktemp("played")
-    shutil.copytree(shelf("--EPOCHS=2", "--CONDITIONAL=True"), folder / "models")
+    shutil.copytree(shelf("--CONDITIONAL=True", "--EPOCHS=2"), folder / "models")
     with contextlib.chdir(folder):
         assert run_script("generate_report.py", *ONLY_PLAY)[0] == 0
     return folder
