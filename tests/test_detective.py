@@ -17,8 +17,7 @@ def phantoms(phantom_dir):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Fewer rows and steps than in a report: these faults are found soon."""
-    monkeypatch.setattr(detective, "STEPS", {28: 100, 14: 100, 7: 100})
-    monkeypatch.setattr(detective, "FEW", {28: (), 14: (), 7: ()})
+    monkeypatch.setattr(detective, "ROWS", [(28, None, 100), (14, None, 100), (7, None, 100)])
 
 
 def accuracy(rows):
@@ -36,7 +35,7 @@ def test_real_images_cannot_be_told_from_other_real_images(phantoms):
 
 
 def test_faint_noise_is_found(phantoms, monkeypatch):
-    monkeypatch.setattr(detective, "STEPS", {28: 300})
+    monkeypatch.setattr(detective, "ROWS", [(28, None, 300)])
     real, other = phantoms
     noise = 2 * torch.randn(other.shape, generator=torch.Generator().manual_seed(0))
     noisy = (other + noise).round().clamp(0, 255).to(torch.uint8)
@@ -53,8 +52,7 @@ def test_one_bright_pixel_is_found_at_28_pixels_and_not_at_7(phantoms):
 
 
 def test_few_training_images_have_rows_of_their_own(phantoms, monkeypatch):
-    monkeypatch.setattr(detective, "STEPS", {28: 2})
-    monkeypatch.setattr(detective, "FEW", {28: (50, 200, 1000)})
+    monkeypatch.setattr(detective, "ROWS", [(28, few, 2) for few in (None, 50, 200, 1000)])
     rows = detective.detective(*phantoms)
     assert [row["trained_on"] for row in rows] == [400, 50, 200]  # there are no 1,000
 
@@ -62,7 +60,7 @@ def test_few_training_images_have_rows_of_their_own(phantoms, monkeypatch):
 def test_the_same_seed_gives_the_same_numbers_and_leaves_the_global_state_alone(
     phantoms, monkeypatch
 ):
-    monkeypatch.setattr(detective, "STEPS", {28: 5})
+    monkeypatch.setattr(detective, "ROWS", [(28, None, 5)])
     state = torch.get_rng_state()
     one, two = (detective.detective(*phantoms, seed=3)[0] for _ in range(2))
     assert one["auc"] == two["auc"]
@@ -70,7 +68,7 @@ def test_the_same_seed_gives_the_same_numbers_and_leaves_the_global_state_alone(
 
 
 def test_colour_images_work_and_too_few_are_refused(monkeypatch):
-    monkeypatch.setattr(detective, "STEPS", {28: 1})
+    monkeypatch.setattr(detective, "ROWS", [(28, None, 1)])
     images = torch.randint(256, (2, 100, 3, 28, 28)).to(torch.uint8)
     assert len(detective.detective(*images)) == 1
     with pytest.raises(ValueError, match="at least 100 images"):
