@@ -34,8 +34,8 @@ def detective(real, synthetic, seed=0):
     "trained_on" (images of each kind), "accuracy", its 95 % interval "low" to "high" (Wilson 1927)
     and "auc", all in [0, 1]; and "network", "real" and "synthetic", the CNN and the float images in
     [-1, 1] that it was tested on. 0.5 is chance, what another set of real images gets; lower is
-    better. A row of ROWS that wants more training images than there are is left out. Raises ValueError for fewer
-    than MIN_IMAGES.
+    better. Rows that want more training images than there are are left out. Raises ValueError for
+    fewer than MIN_IMAGES.
     """
     n = min(len(real), len(synthetic))
     if n < MIN_IMAGES:
