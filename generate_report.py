@@ -20,7 +20,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 from common import checkpoint, dataset, files, metrics, runs, sampling, settings
 from common.settings import UserError
-from report import evaluation, plotting, sections
+from report import evaluation, plotting, sections, verdict
 from report.sections import Captions, Neighbours, Samples
 
 # --- Run ---
@@ -37,6 +37,7 @@ BLIND_TEST = True  # real and synthetic images mixed, for the reader to tell apa
 TRAINING = True  # each epoch, the GIF, the losses [True, False]
 BY_LABEL = True  # images of each label, if the run has learned labels [True, False]
 NUMBERS = True  # all metrics of the epoch shown, and the main ones of all epochs [True, False]
+DETECTIVE = True  # new small CNNs learn to tell synthetic from real; a minute [True, False]
 DIVERSITY = True  # many images, near-duplicates, means and grey levels [True, False]
 COPIES = True  # the images nearest to the training set [True, False]
 LATENT_SPACE = True  # walks between latents [True, False]
@@ -56,6 +57,7 @@ LAST_FRAME_MS = 3000  # duration of the last frame, milliseconds [20 to 60000]
 
 # --- Synthetic images ---
 N_SYNTHETIC = 1000  # images in synthetic/synthetic.npz [1 to 100000]
+N_DETECTIVE = 2000  # further ones, for DETECTIVE; at most half the training images [100 to 20000]
 N_EXAMINED = 1000  # of these, searched for near-duplicates, copies and failures [1 to 3000]
 
 # Settings of the training that the page leaves out: where files are is private.
@@ -86,6 +88,7 @@ def main(constants):
         "training": (TRAINING, sections.training, (captions, samples, saved)),
         "by_label": (by_label, evaluation.by_label, (captions, samples, generator, saved)),
         "numbers": (NUMBERS, evaluation.numbers, (captions, samples, neighbours, generator, saved)),
+        "detective": (DETECTIVE, verdict.detective, (captions, samples, generator, saved)),
         "diversity": (DIVERSITY, sections.diversity, (captions, samples)),
         "copies": (COPIES, evaluation.copies, (captions, samples, neighbours)),
         "latent_space": (LATENT_SPACE, sections.latent_space, (captions, generator, saved)),

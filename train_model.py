@@ -37,6 +37,7 @@ EPOCHS = 50  # passes over the training images; a finished run goes on when rais
 BATCH_SIZE = 64  # images a step [2 to 65536]
 LATENT_DIM = 100  # length of the latent vector z [1 to 10000]
 LEARNING_RATE = 1e-4  # step size of Adam, both networks [1e-8 to 1.0]
+LR_DECAY_START = 6000  # steps after which the step size falls as 1 / step [1 to 1000000000]
 BETA1 = 0.5  # Adam's decay of the gradient's mean [0.0 to 0.999]
 EMA_HALF_LIFE = 10000  # of a weight in the moving average (EMA), in images [0 to 1000000000]
 SEED = 0  # of the weights, the latents and the order of the images [0 to 2147483647]
@@ -107,7 +108,7 @@ def load_data():
 def new_run(images, labels, source, device, constants, saved):
     """Return a run, its progress and its model as they are before the first step.
 
-    saved: the checkpoint that will be resumed, or None; with DTYPE="auto" its dtype is kept.
+    saved: the checkpoint that will be resumed, or None; its dtype is kept if DTYPE is "auto".
     """
     dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
     dtype, _ = hardware.choose_dtype(dtype, device)
@@ -116,6 +117,8 @@ def new_run(images, labels, source, device, constants, saved):
         "generator": checkpoint.constructor_args(Generator, LATENT_DIM, channels, n_labels),
         "discriminator": checkpoint.constructor_args(Discriminator, channels, n_labels),
     }
+    if saved:  # a run keeps its architecture when the defaults of dcgan.py change
+        model_args = saved["model_args"]
     model = build(model_args, device)
     optimizers = {"optimizer_g": model.optimizer_g, "optimizer_d": model.optimizer_d}
     run = Run(
@@ -208,6 +211,7 @@ def train(images, labels, run, progress, model, folder, reference):
                 real = dataset.to_network(images[batch])
 
                 # Update D, G and the EMA.
+                set_learning_rate(model, progress.step + 1)
                 progress.running_sums += train_step(real, labels[batch], model, dtype)
                 progress.images_seen += BATCH_SIZE
                 progress.step += 1
@@ -243,13 +247,24 @@ def train(images, labels, run, progress, model, folder, reference):
             last_save = time.monotonic()
 
 
+def set_learning_rate(model, step):
+    """Set LEARNING_RATE for the first LR_DECAY_START steps and LR_DECAY_START / step of it later.
+
+    At a constant rate D gets the upper hand in long runs (docs/RESULTS.md). The rate depends on the
+    step alone, so that a finished run with more EPOCHS is the same as one that had them at once.
+    """
+    for optimizer in (model.optimizer_g, model.optimizer_d):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, LR_DECAY_START / step)
+
+
 def train_step(real, labels, model, dtype):
     """Update D, then G, by one step each. Returns status.STATISTICS as a tensor on the device.
 
     real: (B, C, 28, 28) in [-1, 1]; labels: float (B, K), theirs; K is 0 without CONDITIONAL. The
     fakes are drawn for the labels of the real images, so that labels that occur together stay
-    together. D(x) and D(G(z)) are sigmoids of the logits: they mean something only for losses that
-    treat D's output as the logit of a probability.
+    together. D(x) and D(G(z)) are means of the sigmoids of all logits: they mean something only for
+    losses that treat D's outputs as logits of probabilities.
     """
     generator, discriminator = model.generator, model.discriminator
     real = real.contiguous(memory_format=torch.channels_last)

@@ -29,7 +29,7 @@ import compare
 
 import dcgan
 import train_model
-from common import checkpoint, dataset, files, metrics, sampling, settings, status
+from common import checkpoint, dataset, detective, files, metrics, sampling, settings, status
 from common.settings import UserError
 
 # --- Training ---
@@ -54,23 +54,6 @@ SEED = -1  # of the one run to train; -1: all of them [-1 to 1000000]
 # checkpoint stores them.
 
 
-class From7x7(dcgan.Generator):
-    """Begins with a linear layer at 7x7 pixels, as tutorials for 28x28 pixels do."""
-
-    def __init__(self, latent_dim=100, channels=1, labels=0, widths=(256, 128, 64, 16)):
-        super().__init__(latent_dim, channels, labels, widths)
-        del self.at_4, self.to_7
-        _, at_7, _, _ = widths
-        self.project = nn.Linear(latent_dim, at_7 * 7 * 7, bias=False)
-        self.at_7 = nn.Sequential(nn.BatchNorm2d(at_7), nn.ReLU(inplace=True))
-        self.project.apply(dcgan.initialise)
-        self.at_7.apply(dcgan.initialise)
-
-    def forward(self, latents, labels=None):
-        x = self.project(latents).view(len(latents), 7, 7, -1).permute(0, 3, 1, 2)
-        return self.to_image(self.to_28(self.to_14(self.at_7(x))))
-
-
 class Deeper(dcgan.Generator):
     """Has one more convolution, 3x3 at 7x7 pixels."""
 
@@ -85,52 +68,6 @@ class Deeper(dcgan.Generator):
         self.to_7 = nn.Sequential(self.to_7, more.apply(dcgan.initialise))
 
 
-class From28x28(dcgan.Discriminator):
-    """Begins with a convolution at 28x28 pixels."""
-
-    def __init__(self, channels=1, labels=0, widths=(32, 64, 128)):
-        super().__init__(channels, labels, widths)
-        at_14, _, _ = widths
-        self.to_14 = nn.Sequential(
-            nn.Conv2d(channels, 16, 3, padding=1),
-            nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(16, at_14, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(at_14),
-            nn.LeakyReLU(0.2, inplace=True),
-        )
-        self.to_14.apply(dcgan.initialise)
-
-
-class Translated(dcgan.Discriminator):
-    """Sees all images shifted by up to 2 pixels, as in DiffAugment (Zhao et al. 2020)."""
-
-    def features(self, images):
-        pixels = torch.arange(28)
-        rows, columns = torch.randint(5, (2, len(images), 1)) + pixels
-        each = torch.arange(len(images))[:, None, None]
-        images = F.pad(images, (2, 2, 2, 2), mode="replicate").permute(0, 2, 3, 1)
-        images = images[each, rows[:, :, None], columns[:, None, :]]
-        return super().features(images.permute(0, 3, 1, 2))
-
-
-class MinibatchStd(dcgan.Discriminator):
-    """Has the standard deviation over the batch as one more feature map before the head.
-
-    Mean over all features of their standard deviations (Karras et al. 2018, section 3).
-    """
-
-    def __init__(self, channels=1, labels=0, widths=(32, 64, 128)):
-        super().__init__(channels, labels, widths)
-        _, _, at_4 = widths
-        self.head = nn.Linear((at_4 + 1) * 4 * 4, 1)
-        self.head.apply(dcgan.initialise)
-
-    def features(self, images):
-        x = self.to_4(self.to_7(self.to_14(images)))
-        std = x.var(0, unbiased=False).add(1e-8).sqrt().mean()
-        return torch.cat([x, std.expand(len(x), 1, 4, 4)], dim=1).flatten(1)
-
-
 # The discriminator's target for real images is 0.9, not 1; the generator's is unchanged
 # (Salimans et al. 2016, section 3.4)
 def one_sided_label_smoothing(real_logits, fake_logits):
@@ -142,21 +79,27 @@ def one_sided_label_smoothing(real_logits, fake_logits):
 # {variant: {name in train_model.py: its value in this variant}}
 CHANGES = {
     "as shipped": {},
-    "generator from 7x7 pixels": {"Generator": From7x7},
+    "plain DCGAN": {
+        "Generator": partial(dcgan.Generator, bilinear=False),
+        "Discriminator": partial(dcgan.Discriminator, texture=False),
+    },
+    "no texture discriminator": {"Discriminator": partial(dcgan.Discriminator, texture=False)},
+    "transposed last stage": {"Generator": partial(dcgan.Generator, bilinear=False)},
     "discriminator twice as wide": {
         "Discriminator": partial(dcgan.Discriminator, widths=(64, 128, 256))
     },
-    "discriminator from 28x28 pixels": {"Discriminator": From28x28},
     "LEARNING_RATE 2e-4": {"LEARNING_RATE": 2e-4},
     "BETA1 0": {"BETA1": 0.0},
     "no moving average": {"EMA_HALF_LIFE": 0},
     "generator deeper": {"Generator": Deeper},
     "one-sided label smoothing": {"discriminator_loss": one_sided_label_smoothing},
-    "images shifted": {"Discriminator": Translated},
-    "minibatch standard deviation": {"Discriminator": MinibatchStd},
 }
 METRICS = dict.fromkeys(["precision", "recall", "coverage", "frechet"], ".2f")  # format specs
 METRICS |= {"fine_detail": ".1f", "memorised": ".3f"}
+# Accuracy of the fresh detective, by pixels a side and training images of each kind.
+DETECTIVES = {"28 px, 200": (28, 200), "28 px": (28, 0), "14 px, 1000": (14, 1000)}
+DETECTIVES |= {"14 px": (14, 0), "7 px": (7, 0)}  # 0: all there are
+METRICS |= dict.fromkeys(DETECTIVES, ".2f")
 
 
 def main():
@@ -234,6 +177,11 @@ def measure(generator=None):
     numbers = metrics.evaluate(metrics.fit_reference(images, real), ours)
     numbers["fine_detail"] = metrics.fine_detail(real, ours)[28]
     numbers["memorised"] = metrics.memorisation(ours, train_images, held_out)["share"]
+    rows = detective.detective(real, ours)
+    for key, (pixels, few) in DETECTIVES.items():
+        of_size = [row for row in rows if row["pixels"] == pixels]
+        found = [row for row in of_size if row["trained_on"] == few] or of_size  # all come first
+        numbers[key] = found[0]["accuracy"]
     return numbers | {"n": len(real)}
 
 

@@ -276,11 +276,6 @@ def resume(saved, run, progress, model, path):
                 f"{folder} was trained with another {name} than train_model.py has now. Undo the "
                 "change, choose another RUN_NAME, or archive the run with --RESUME=never"
             )
-    for network, arguments in run.model_args.items():
-        for name, value in arguments.items():
-            old = saved["model_args"].get(network, {}).get(name, "absent")
-            if value != old:
-                refuse_architecture(path, f"{name} of the {network} was {old!r} and is {value!r}")
     for name, part in fields(model).items():
         if isinstance(part, torch.optim.Optimizer):
             restore_optimizer(part, saved, name, path)

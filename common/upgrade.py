@@ -39,7 +39,7 @@ def upgrade(content):
     settings, label_counts = content.get("settings"), content["label_counts"]
     if not isinstance(settings, dict) or not isinstance(label_counts, dict):
         return content
-    content["settings"] = {
+    content["settings"] = {"LR_DECAY_START": 10**9} | {
         "DTYPE" if key == "PRECISION" else key: value for key, value in settings.items()
     }
     rows = label_counts.get("rows")
@@ -47,8 +47,9 @@ def upgrade(content):
     shared = {"channels": content.get("channels"), "labels": labels}
     content["model_args"] = {
         "generator": {"latent_dim": settings.get("LATENT_DIM"), "widths": (256, 128, 64, 16)},
-        "discriminator": {"widths": (32, 64, 128)},
+        "discriminator": {"widths": (32, 64, 128), "texture": False},
     }
+    content["model_args"]["generator"]["bilinear"] = False
     for arguments in content["model_args"].values():
         arguments |= shared
     return content

@@ -170,14 +170,20 @@ def over_epochs(title):
     return figure, axes
 
 
+def one_plot(title):
+    """Return a figure and its only axes."""
+    figure = Figure((CURVE_WIDTH, 3))
+    axes = figure.subplots()
+    axes.set_title(title, pad=24)  # room for the legend below it
+    return figure, axes
+
+
 def histogram(title, sets, bins, xlabel, ylabel):
     """Return a figure that compares how numbers are distributed.
 
     sets: {label: numbers (N,)}; bins: their edges. Heights are percentages of a set.
     """
-    figure = Figure((CURVE_WIDTH, 3))
-    axes = figure.subplots()
-    axes.set_title(title, pad=24)
+    figure, axes = one_plot(title)
     for number, (label, values) in enumerate(sets.items()):
         counts, _ = np.histogram(values, bins)
         percent = 100 * counts / len(values)

@@ -1,6 +1,10 @@
-"""What the tests share: a data set, a folder for each test, and a way to run a script."""
+"""What the tests share: data, runs that are trained once, and ways to run a script."""
 
+import contextlib
+import itertools
+import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,25 +12,68 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import dcgan
 from common import dataset
 
 REPO = Path(__file__).resolve().parent.parent
 REAL_DATA = [REPO / "data", REPO.parent / "shared" / "data"]  # where PneumoniaMNIST may lie
 
 
-def signal_in_step(step, number, monkeypatch):
-    """Send this process a signal in the middle of a step of its training, as Ctrl-C would."""
-    forward, calls = dcgan.Generator.forward, []
+def run_script(script, *arguments):
+    """Run a script as `python script arguments` does, but without a new process.
 
-    def forward_with_signal(generator, *inputs):
-        calls.append(1)
-        if len(calls) == step:
+    Returns its exit status and the message of a UserError.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    message, status = "", 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *arguments])
+        patch.syspath_prepend(str((REPO / script).parent))
+        try:
+            runpy.run_path(str(REPO / script), run_name="__main__")
+        except SystemExit as stop:  # as the interpreter does: a text is an error message
+            message = stop.code if isinstance(stop.code, str) else ""
+            status = 1 if message else stop.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return status, message
+
+
+def rewrite(path, content):
+    """Put bytes, or what torch.save makes of an object, in the place of a file."""
+    Path(path).unlink()  # it may be a link to a file on the shelf
+    if isinstance(content, bytes):
+        Path(path).write_bytes(content)
+    else:
+        torch.save(content, path)
+
+
+@contextlib.contextmanager
+def signal_in_step(step, number):
+    """Send this process a signal in the middle of a step of its training, as Ctrl-C would.
+
+    That is between the discriminator's update and the generator's.
+    """
+    updates = itertools.count(1)  # two a step
+
+    def after_update(*_):
+        if next(updates) == 2 * step - 1:
             signal.raise_signal(number)
-        return forward(generator, *inputs)
 
-    monkeypatch.setattr(dcgan.Generator, "forward", forward_with_signal)
+    hook = register_optimizer_step_post_hook(after_update)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """Let Ctrl-C interrupt the scripts; a shell's background jobs would ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -46,38 +93,74 @@ def real_dir():
     pytest.skip("PneumoniaMNIST is not here: put pneumoniamnist.npz into data/ to run this test")
 
 
-@pytest.fixture
-def small(tmp_path, monkeypatch, phantom_dir):
-    """An empty working folder, and the arguments of a run on 200 phantoms: 3 steps an epoch."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="session")
+def small_run(phantom_dir):
+    """The arguments of a run on 200 phantoms: 3 steps an epoch."""
     return ["--DATASET=phantom", f"--DATA_DIR={phantom_dir}", "--TRAIN_FRACTION=0.02"]
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
+def small(tmp_path, monkeypatch, small_run):
+    """The same, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return list(small_run)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory, small_run):
+    """Return the MODELS_DIR of a small run with further arguments, trained once for all tests."""
+    kept = {}
+
+    def take(*arguments):
+        if arguments not in kept:
+            folder = tmp_path_factory.mktemp("shelf")
+            with contextlib.chdir(folder):
+                assert run_script("train_model.py", *small_run, *arguments)[0] == 0
+            kept[arguments] = folder / "models"
+        return kept[arguments]
+
+    return take
+
+
+@pytest.fixture
+def train(small, shelf):
+    """Do what `python train_model.py arguments` does on 200 phantoms, but quickly, from the shelf.
+
+    Returns the arguments of a small run, to go on with it.
+    """
+
+    def put(*arguments, name="phantom"):
+        # Links and no copies: every program replaces its files and changes none in place.
+        shutil.copytree(shelf(*arguments) / "phantom", f"models/{name}", copy_function=os.link)
+        return small
+
+    return put
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory, shelf):
+    """A folder with a small run of two epochs and the report on it."""
+    folder = tmp_path_factory.mktemp("reported")
+    shutil.copytree(shelf("--EPOCHS=2"), folder / "models")
+    with contextlib.chdir(folder):
+        assert run_script("generate_report.py")[0] == 0
+    return folder
+
+
+@pytest.fixture
+def run(capfd):
     """Run a script as `python script arguments` does, but without a new process.
 
     Returns its exit status and all it printed, with the message of a UserError.
     """
 
-    def run_script(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        monkeypatch.syspath_prepend(str((REPO / script).parent))
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    def run_and_read(script, *arguments):
         capfd.readouterr()
-        message, status = "", 0
-        try:
-            runpy.run_path(str(REPO / script), run_name="__main__")
-        except SystemExit as stop:  # as the interpreter does: a text is an error message
-            message = stop.code if isinstance(stop.code, str) else ""
-            status = 1 if message else stop.code or 0
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        status, message = run_script(script, *arguments)
         printed = capfd.readouterr()
         return SimpleNamespace(status=status, text=printed.out + printed.err + message)
 
-    return run_script
+    return run_and_read
 
 
 @pytest.fixture
@@ -85,10 +168,10 @@ def start():
     """Start a script in a process of its own, to be killed; what still runs at the end is."""
     processes = []
 
-    def start_script(script, *arguments, **streams):
+    def start_script(script, *arguments, **options):
         command = [sys.executable, str(REPO / script), *arguments]
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | streams
-        processes.append(subprocess.Popen(command, text=True, **streams))
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
+        processes.append(subprocess.Popen(command, **options))
         return processes[-1]
 
     yield start_script

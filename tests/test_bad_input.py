@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import runpy
-import shutil
 import socket
 import zipfile
 from pathlib import Path
@@ -15,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import REPO, rewrite
 
-from common import dataset, phantom, settings
+from common import dataset, download, phantom, settings
 
-SCRIPTS = Path(settings.__file__).parent
 CHECKPOINT = Path("models/phantom/checkpoint.pt")
 SNAPSHOT = Path("models/phantom/generator_epoch_0001.pt")
 NOISE = np.random.default_rng(0)
@@ -67,32 +66,13 @@ def no_network(tmp_path, monkeypatch):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/breastmnist.npz"
     monkeypatch.setitem(dataset.INFO["breastmnist"], "url", url)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(dataset, "PAUSE", 0)
-
-
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory):
-    return tmp_path_factory.mktemp("shelf")
+    monkeypatch.setattr(download, "PAUSE", 0)
 
 
 @pytest.fixture
-def trained(run, small, shelf):
-    """The arguments of a run of one epoch that stands in models/, trained once for all tests."""
-    if not (shelf / "models").exists():
-        assert run("train_model.py", *small, "--EPOCHS=1").status == 0
-        shutil.copytree("models", shelf / "models")
-    shutil.rmtree("models", ignore_errors=True)
-    shutil.copytree(shelf / "models", "models", copy_function=os.link)
-    return small
-
-
-def replace(path, content):
-    """Put bytes, or what torch.save makes of an object, in the place of a file."""
-    path.unlink()  # it is a link to the file on the shelf
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
+def trained(train):
+    """The arguments of a run of one epoch that stands in models/."""
+    return train("--EPOCHS=1")
 
 
 def test_the_trap_of_these_tests_works():
@@ -286,10 +266,10 @@ BAD_CHECKPOINTS = {
     "without a generator": without("generator", "generator_ema"),
     "without channels": without("channels"),
     "without an epoch": without("epoch"),
-    "without a position": without("position"),
-    "words for labels": lambda real: real | {"labels": {"rows": "a", "counts": "b"}},
-    "more labels than counts": lambda real: real | {"labels": odd_labels(3, 2)},
-    "labels of no image": lambda real: real | {"labels": odd_labels(0, 0)},
+    "without the images seen": without("images_seen"),
+    "words for labels": lambda real: real | {"label_counts": {"rows": "a", "counts": "b"}},
+    "more labels than counts": lambda real: real | {"label_counts": odd_labels(3, 2)},
+    "labels of no image": lambda real: real | {"label_counts": odd_labels(0, 0)},
     "without fixed latents": without("fixed_latents"),
     "without a history": without("history"),
     "a history of words": lambda real: real | {"history": ["an epoch"]},
@@ -297,8 +277,10 @@ BAD_CHECKPOINTS = {
 BAD_FOR_TRAINING = {
     "without a discriminator": without("discriminator"),
     "without an optimizer": without("optimizer_d"),
-    "without a fingerprint": without("fingerprint"),
+    "without a checksum of the data": without("data_sha256"),
     "without a permutation": without("permutation"),
+    "without running sums": without("running_sums"),
+    "without a recipe": without("recipe"),
     "without a random state": without("rng_cpu"),
     "other optimizer": other_optimizer,
     "a short permutation": lambda real: real | {"permutation": torch.arange(10)},
@@ -309,14 +291,16 @@ BAD_FOR_BOTH = BAD_CHECKPOINTS | BAD_FOR_TRAINING
 
 @pytest.mark.parametrize("damage", BAD_FOR_BOTH.values(), ids=BAD_FOR_BOTH)
 def test_training_does_not_go_on_from_a_bad_checkpoint(refused, trained, damage):
-    replace(CHECKPOINT, damage(torch.load(CHECKPOINT, weights_only=True)))
+    rewrite(CHECKPOINT, damage(torch.load(CHECKPOINT, weights_only=True)))
     message = refused("train_model.py", *trained, "--EPOCHS=2")
     assert message.startswith(f"error: {CHECKPOINT} ")
 
 
-@pytest.mark.parametrize("damage", BAD_CHECKPOINTS.values(), ids=BAD_CHECKPOINTS)
+@pytest.mark.parametrize(
+    "damage", ["truncated", "a pickle with code", "other layers", "without fixed latents"]
+)
 def test_the_report_refuses_a_bad_checkpoint(refused, trained, damage):
-    replace(CHECKPOINT, damage(torch.load(CHECKPOINT, weights_only=True)))
+    rewrite(CHECKPOINT, BAD_CHECKPOINTS[damage](torch.load(CHECKPOINT, weights_only=True)))
     message = refused("generate_report.py")
     assert message.startswith(f"error: {CHECKPOINT} ")
 
@@ -332,20 +316,20 @@ BAD_SNAPSHOTS = {
     "without a generator": without("generator_ema"),
 }
 BAD_FOR_EXPORT = BAD_SNAPSHOTS | {
-    "labels that the generator has not": lambda real: real | {"labels": odd_labels(3, 3)},
+    "labels that the generator has not": lambda real: real | {"label_counts": odd_labels(3, 3)},
 }
 
 
 @pytest.mark.parametrize("damage", BAD_FOR_EXPORT.values(), ids=BAD_FOR_EXPORT)
 def test_the_export_refuses_a_bad_generator_of_an_epoch(refused, trained, damage):
-    replace(SNAPSHOT, damage(torch.load(SNAPSHOT, weights_only=True)))
+    rewrite(SNAPSHOT, damage(torch.load(SNAPSHOT, weights_only=True)))
     message = refused("generate_images.py", "--EPOCH=1", "--N_IMAGES=1")
     assert message.startswith(f"error: {SNAPSHOT} ")
 
 
 @pytest.mark.parametrize("damage", BAD_SNAPSHOTS.values(), ids=BAD_SNAPSHOTS)
 def test_the_report_refuses_a_bad_generator_of_an_epoch(refused, trained, damage):
-    replace(SNAPSHOT, damage(torch.load(SNAPSHOT, weights_only=True)))
+    rewrite(SNAPSHOT, damage(torch.load(SNAPSHOT, weights_only=True)))
     message = refused("generate_report.py")
     assert message.startswith(f"error: {SNAPSHOT} ")
 
@@ -353,14 +337,14 @@ def test_the_report_refuses_a_bad_generator_of_an_epoch(refused, trained, damage
 def test_a_checkpoint_without_a_random_state_of_cuda_is_good_enough(run, trained):
     """The other rows are refused for their damage, then, and not for being saved again."""
     real = torch.load(CHECKPOINT, weights_only=True)
-    replace(CHECKPOINT, copy.deepcopy(real) | {"rng_cuda": None})
+    rewrite(CHECKPOINT, copy.deepcopy(real) | {"rng_cuda": None})
     assert run("train_model.py", *trained, "--EPOCHS=2").status == 0
 
 
 def test_a_refused_report_leaves_older_pictures_in_their_place(refused, trained):
     Path("images/phantom/epochs").mkdir(parents=True)
     Path("images/phantom/epochs/epoch_0009.png").write_bytes(b"of a former run")
-    replace(CHECKPOINT, other_layers(torch.load(CHECKPOINT, weights_only=True)))
+    rewrite(CHECKPOINT, other_layers(torch.load(CHECKPOINT, weights_only=True)))
     refused("generate_report.py")
 
 
@@ -448,7 +432,7 @@ WRONG_SETTINGS = [  # script, argument, what the message says of the legal value
     ("train_model.py", "--TRAIN_FRACTION=1.01", "a number from 0.0001 to 1.0"),
     ("train_model.py", "--SEED=-1", "a whole number from 0 to 2147483647"),
     ("train_model.py", "--DEVICE=tpu", '"auto", "cpu", "cuda"'),
-    ("train_model.py", "--PRECISION=float16", '"auto", "float32", "bfloat16"'),
+    ("train_model.py", "--DTYPE=float16", '"auto", "float32", "bfloat16"'),
     ("train_model.py", "--RESUME=yes", '"auto", "never"'),
     ("train_model.py", "--RUN_NAME=a/b", "letters, digits"),
     ("train_model.py", "--RUN_NAME=..", "letters, digits"),
@@ -500,6 +484,11 @@ def test_a_run_name_too_long_for_the_file_system_is_refused(refused, script):
 def test_a_word_that_is_no_setting_is_refused_with_the_nearest_one(refused, script, words, advice):
     message = refused(script, *words)
     assert message.startswith(f"error: {words[0]}: ") and advice in message
+
+
+def test_the_old_name_of_a_setting_is_refused_with_the_new_one(refused):
+    message = refused("train_model.py", "--PRECISION=float32")
+    assert "PRECISION" in message and "DTYPE" in message
 
 
 def test_a_setting_without_a_value_is_refused(refused):
@@ -573,7 +562,7 @@ def test_other_settings_than_those_of_the_run_are_refused(refused, trained):
 def test_a_wrong_value_in_the_script_itself_is_refused(
     refused, tmp_path, script, line, edited, wrong
 ):
-    source = (SCRIPTS / script).read_text()
+    source = (REPO / script).read_text()
     assert source.count(f"\n{line}  #") == 1
     source = source.replace(f"\n{line}  #", f"\n{edited}  #")
     # Without data, a value that is not refused leads to another message and not to a long training.
@@ -652,7 +641,7 @@ def test_help_lists_every_constant_with_its_comment_and_default(run, monkeypatch
     monkeypatch.setenv("COLUMNS", "1000")  # or argparse breaks the lines
     result = run(script_name, "--help")
     assert result.status == 0
-    source = (SCRIPTS / script_name).read_text()
+    source = (REPO / script_name).read_text()
     constants = re.findall(r"^([A-Z][A-Z0-9_]+) = (.+?)  # (.+)$", source, re.MULTILINE)
     assert len(constants) > 10
     for name, value, comment in constants:
@@ -664,9 +653,8 @@ def test_help_lists_every_constant_with_its_comment_and_default(run, monkeypatch
 
 def test_help_is_shown_even_if_a_constant_is_wrong(run, tmp_path):
     """Help is where the user reads which values are right."""
-    (tmp_path / "apples.py").write_text(
-        SCRIPT.replace("COUNT = 3", "COUNT = 0") + "import settings\nsettings.override(globals())\n"
-    )
+    override = "from common import settings\nsettings.override(globals())\n"
+    (tmp_path / "apples.py").write_text(SCRIPT.replace("COUNT = 3", "COUNT = 0") + override)
     result = run(str(tmp_path / "apples.py"), "--help")
     assert result.status == 0
     assert "how many [1 to 9] (default: 0)" in result.text and "100 % at most" in result.text

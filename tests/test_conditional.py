@@ -4,28 +4,22 @@ import signal
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from conftest import signal_in_step
-from test_training import CHECKPOINT, assert_same_run, trained, wait_for_a_step
+from test_training import assert_same_run
 
 import train_model
 from common import dataset
+from common.checkpoint import Model
 from dcgan import Discriminator, Generator
-
-
-@pytest.fixture
-def small_conditional(small):
-    return [*small, "--CONDITIONAL=True"]
 
 
 def test_without_labels_the_networks_are_the_plain_ones():
     generator, discriminator = Generator(), Discriminator()
-    names = [*generator.state_dict(), *discriminator.state_dict()]
-    assert all(name.startswith(("project.", "draw.", "judge.")) for name in names)
+    parameters = dict(generator.named_parameters()) | dict(discriminator.named_parameters())
+    assert not any("embed" in name for name in parameters)
     assert generator.project.in_features == 100
     latents, images = torch.randn(16, 100), torch.rand(16, 1, 28, 28)
-    assert torch.equal(discriminator(images), discriminator.judge(images).squeeze(1))
     empty = torch.zeros(16, 0)  # the label vectors of a plain run
     assert torch.equal(discriminator(images, empty), discriminator(images))
     assert torch.equal(generator(latents, empty), generator(latents))
@@ -35,28 +29,53 @@ def test_the_discriminator_adds_a_projection_on_the_labels_to_its_logit():
     discriminator = Discriminator(labels=3).eval()
     images = torch.rand(8, 1, 28, 28)
     labels = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 1], [1, 1, 1]] * 2).float()
-    features = discriminator.judge[:-1](images)
-    plain = discriminator.judge(images).squeeze(1)
+    features = discriminator.features(images)
+    plain = discriminator.head(features).squeeze(1)
     columns = discriminator.embed.weight  # one vector for each label
     for i, label in enumerate(labels):
         expected = plain[i] + sum(columns[:, k] @ features[i] for k in range(3) if label[k])
         torch.testing.assert_close(discriminator(images, labels)[i], expected)
 
 
-def test_the_loss_asks_whether_image_and_labels_belong_together():
-    """The fakes of a step carry the labels of its real images."""
-    parts = {"generator": Generator(labels=2), "discriminator": Discriminator(labels=2)}
-    for key, network in (("optimizer_g", "generator"), ("optimizer_d", "discriminator")):
-        parts[key] = torch.optim.SGD(parts[network].parameters(), lr=0.0)
-    real, labels = torch.rand(64, 1, 28, 28) * 2 - 1, torch.randint(2, (64, 2)).float()
-    torch.manual_seed(1)
-    statistics = train_model.train_step(real, parts, "float32", labels)
+class PaintsItsLabel(torch.nn.Module):
+    """A generator that draws images as bright as their label, 0 or 1."""
 
-    torch.manual_seed(1)
-    fake = parts["generator"](torch.randn(64, train_model.LATENT_DIM), labels)
-    d_real, d_fake = (parts["discriminator"](x, labels).sigmoid() for x in (real, fake))
-    expected = -d_real.log().mean() - (1 - d_fake).log().mean()
-    torch.testing.assert_close(statistics[0], expected.detach())
+    def __init__(self):
+        super().__init__()
+        self.brightness = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, latents, labels):
+        return (self.brightness * labels[:, :1, None, None]).expand(-1, 1, 28, 28)
+
+
+class ComparesLabels(torch.nn.Module):
+    """A discriminator that keeps for each image whether it is as bright as its label."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.fits = []
+
+    def forward(self, images, labels):
+        brightness = images.mean(dim=(1, 2, 3))
+        self.fits.append((brightness.round() == labels[:, 0]).tolist())
+        return self.weight * brightness
+
+
+def test_each_image_is_judged_with_its_own_label_and_fakes_have_those_of_real_ones():
+    generator, discriminator = PaintsItsLabel(), ComparesLabels()
+    model = Model(
+        generator=generator,
+        discriminator=discriminator,
+        generator_ema=generator,
+        optimizer_g=torch.optim.SGD(generator.parameters(), lr=0.0),
+        optimizer_d=torch.optim.SGD(discriminator.parameters(), lr=0.0),
+    )
+    labels = torch.tensor([[1.0, 0.0]] * 48 + [[0.0, 1.0]] * 16)
+    real = labels[:, :1, None, None].expand(-1, 1, 28, 28)
+    _, _, d_real, d_fake = train_model.train_step(real, labels, model, "float32")
+    assert discriminator.fits == [[True] * 64] * 3  # real; fake, for D; fake, for G
+    assert d_real == d_fake, "labels are as frequent among the fakes"
 
 
 def test_findings_are_several_columns_and_classes_are_one_of_them():
@@ -95,48 +114,37 @@ def test_each_label_that_was_seen_has_a_vector_of_its_own():
     }
 
 
-def test_a_conditional_run_says_so_and_keeps_its_labels(run, small_conditional, phantom_dir):
-    result = run("train_model.py", *small_conditional, "--EPOCHS=1")
+def test_a_conditional_run_says_so_and_keeps_its_labels(run, small, phantom_dir):
+    result = run("train_model.py", *small, "--CONDITIONAL=True", "--EPOCHS=1")
     assert result.status == 0
     assert "labels     cardiomegaly, effusion" in result.text
     _, labels, _ = dataset.load("phantom", "train", phantom_dir, 0.02)
     for name in ("checkpoint.pt", "generator_epoch_0001.pt"):
-        saved = torch.load(f"models/phantom/{name}", weights_only=True)["labels"]
+        saved = torch.load(f"models/phantom/{name}", weights_only=True)["label_counts"]
         assert saved["counts"].sum() == 200
         for row, count in zip(saved["rows"], saved["counts"], strict=True):
             assert (labels == row).all(1).sum() == count
-    changed = run("train_model.py", *small_conditional[:-1], "--EPOCHS=2")
+    changed = run("train_model.py", *small, "--EPOCHS=2")
     assert changed.status == 1 and "CONDITIONAL was True and is now False" in changed.text
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_conditional_run_goes_on_bit_for_bit(run, start, small_conditional, monkeypatch, number):
-    arguments = [*small_conditional, "--EPOCHS=30"]
-    if number == signal.SIGKILL:
-        process = start("train_model.py", *arguments, "--CHECKPOINT_MINUTES=0")
-        wait_for_a_step(process)
-        process.kill()
-        process.communicate()
-    else:
-        with monkeypatch.context() as patch:
-            signal_in_step(5, number, patch)
-            assert run("train_model.py", *arguments).status == 130
-    epochs = torch.load(CHECKPOINT, weights_only=True)["step"] // 3 + 2
-    arguments = [*small_conditional, f"--EPOCHS={epochs}"]
-    arguments += ["--CHECKPOINT_MINUTES=0"] if number == signal.SIGKILL else []
-    assert run("train_model.py", *arguments).status == 0
-    assert run("train_model.py", *arguments, "--RUN_NAME=straight").status == 0
-    assert_same_run(trained(), trained("models/straight"))
+def test_a_conditional_run_resumes_bit_for_bit(run, small, train):
+    conditional = [*small, "--CONDITIONAL=True", "--EPOCHS=2"]
+    with signal_in_step(4, signal.SIGINT):
+        assert run("train_model.py", *conditional).status == 130
+    assert run("train_model.py", *conditional).status == 0
+    train("--CONDITIONAL=True", "--EPOCHS=2", name="straight")
+    assert_same_run("phantom", "straight")
 
 
-def test_other_labels_do_not_alter_a_run(run, small_conditional, phantom_dir):
-    run("train_model.py", *small_conditional, "--EPOCHS=1")
+def test_other_labels_do_not_alter_a_run(run, train, phantom_dir):
+    conditional = [*train("--CONDITIONAL=True", "--EPOCHS=1"), "--CONDITIONAL=True", "--EPOCHS=2"]
     with np.load(phantom_dir / "phantom.npz") as arrays:
         other = {key: arrays[key] for key in arrays.files}
     other["train_labels"] = 1 - other["train_labels"]
     Path("other").mkdir()
     np.savez("other/phantom.npz", **other)
-    result = run("train_model.py", *small_conditional, "--EPOCHS=2", "--DATA_DIR=other")
+    result = run("train_model.py", *conditional, "--DATA_DIR=other")
     assert result.status == 1 and "not hold the images" in result.text
 
 

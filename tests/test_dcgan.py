@@ -1,13 +1,28 @@
-"""The two networks, and the moving average that draws the pictures."""
+"""The two networks, their losses, and the moving average that draws the pictures."""
 
 import copy
+import math
 
 import pytest
 import torch
 
 import train_model
 from common import dataset
+from common.checkpoint import Model
+from common.ema import update_bn, update_ema
 from dcgan import Discriminator, Generator
+
+
+def new_model(labels=0):
+    """Both networks and optimisers as a user could build them, the same ones for a seed."""
+    generator, discriminator = Generator(labels=labels), Discriminator(labels=labels)
+    return Model(
+        generator=generator,
+        discriminator=discriminator,
+        generator_ema=copy.deepcopy(generator),
+        optimizer_g=torch.optim.SGD(generator.parameters(), lr=0.1),
+        optimizer_d=torch.optim.SGD(discriminator.parameters(), lr=0.1),
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -51,22 +66,72 @@ def test_a_sample_does_not_depend_on_its_neighbours_in_the_batch():
     assert (generator(latents) - together).abs().max() > 0.01, "the test must be able to fail"
 
 
-def test_the_moving_average_equals_one_computed_by_hand(monkeypatch):
-    monkeypatch.setattr(train_model, "BATCH_SIZE", 64)
-    monkeypatch.setattr(train_model, "EMA_HALF_LIFE", 128)
+def test_the_losses_are_those_of_goodfellow_et_al():
+    real, fake = torch.tensor([0.9, 0.6]), torch.tensor([0.2, 0.3])  # D(x) and D(G(z))
+    loss = train_model.discriminator_loss(real.logit(), fake.logit())
+    by_hand = -(math.log(0.9) + math.log(0.6)) / 2 - (math.log(0.8) + math.log(0.7)) / 2
+    assert loss.item() == pytest.approx(by_hand)
+    loss = train_model.generator_loss(fake.logit())
+    assert loss.item() == pytest.approx(-(math.log(0.2) + math.log(0.3)) / 2)
+
+
+def test_a_step_moves_both_networks_and_the_discriminator_by_its_own_loss_only(monkeypatch):
+    real = torch.rand(64, 1, 28, 28) * 2 - 1
+
+    def weights_after_a_step(generator_loss):
+        torch.manual_seed(1)
+        model = new_model()
+        before = copy.deepcopy(model)
+        monkeypatch.setattr(train_model, "generator_loss", generator_loss)
+        train_model.train_step(real, torch.zeros(64, 0), model, "float32")
+        for name in ("generator", "discriminator"):
+            pairs = zip(
+                getattr(before, name).parameters(), getattr(model, name).parameters(), strict=True
+            )
+            assert not any(torch.equal(old, new) for old, new in pairs)
+        return model.generator.project.weight, model.discriminator.head.weight
+
+    loss = train_model.generator_loss
+    generator, discriminator = weights_after_a_step(loss)
+    other_generator, same_discriminator = weights_after_a_step(lambda logits: 3 * loss(logits))
+    assert torch.equal(discriminator, same_discriminator)
+    assert not torch.equal(generator, other_generator)
+
+
+def test_a_step_says_what_its_losses_and_verdicts_were():
+    """Before the step moves a weight; the numbers of log.csv are means of these."""
+    torch.manual_seed(0)
+    model, seen = new_model(), []
+    model.discriminator.register_forward_hook(lambda network, inputs, logits: seen.append(logits))
+    real = torch.rand(64, 1, 28, 28) * 2 - 1
+    loss_d, loss_g, d_real, d_fake = train_model.train_step(
+        real, torch.zeros(64, 0), model, "float32"
+    )
+    assert loss_d == train_model.discriminator_loss(seen[0], seen[1])
+    assert loss_g == train_model.generator_loss(seen[2])
+    assert d_real == seen[0].sigmoid().mean() and d_fake == seen[1].sigmoid().mean()
+
+
+def test_the_moving_average_equals_one_computed_by_hand():
     generator = Generator(latent_dim=4)
     average = copy.deepcopy(generator)
     before = average.project.weight.clone()
     with torch.no_grad():
         generator.project.weight.add_(1.0)
 
-    train_model.update_ema(average, generator, images_seen=10_000)
+    update_ema(average, generator, images_seen=10_000, batch_size=64, half_life=128)
     # 64 images are half of the half-life: the old weights keep a share of 0.5 ** 0.5.
     torch.testing.assert_close(average.project.weight, before + 1 - 0.5**0.5)
 
-    train_model.update_ema(average, generator, images_seen=1280)
+    update_ema(average, generator, images_seen=1280, batch_size=64, half_life=128)
     # Early on the half-life is a twentieth of the images seen, here 64: a share of 0.5.
     torch.testing.assert_close(average.project.weight, before + 1 - 0.5**1.5)
+
+
+def test_no_half_life_means_no_averaging():
+    generator, average = Generator(), Generator()
+    update_ema(average, generator, images_seen=64, batch_size=64, half_life=0)
+    assert torch.equal(average.project.weight, generator.project.weight)
 
 
 def test_the_averaged_generator_gets_the_statistics_of_its_own_images():
@@ -76,33 +141,9 @@ def test_the_averaged_generator_gets_the_statistics_of_its_own_images():
     as_in_training = copy.deepcopy(average).train()(latents)
     assert (average(latents) - as_in_training).abs().mean() > 0.1
     for _ in range(2):  # the second time nothing is left of the first
-        train_model.update_bn(average, {}, "float32")
+        update_bn(average, {}, seed=0, dtype="float32")
         assert (average(latents) - as_in_training).abs().mean() < 0.01  # other latents than these
         assert not average.training
-
-
-def test_no_half_life_means_no_averaging(monkeypatch):
-    monkeypatch.setattr(train_model, "EMA_HALF_LIFE", 0)
-    generator, average = Generator(), Generator()
-    train_model.update_ema(average, generator, images_seen=64)
-    assert torch.equal(average.project.weight, generator.project.weight)
-
-
-def test_the_discriminators_gradients_come_from_its_own_loss_only(monkeypatch):
-    parts = {"generator": Generator(), "discriminator": Discriminator()}
-    for key, network in (("optimizer_g", "generator"), ("optimizer_d", "discriminator")):
-        parts[key] = torch.optim.SGD(parts[network].parameters(), lr=0.0)
-    real = torch.rand(64, 1, 28, 28) * 2 - 1
-    torch.manual_seed(1)
-    train_model.train_step(real, parts, "float32")
-    found = [parameter.grad.clone() for parameter in parts["discriminator"].parameters()]
-
-    torch.manual_seed(1)
-    fake = parts["generator"](torch.randn(64, train_model.LATENT_DIM)).detach()
-    d_real, d_fake = (parts["discriminator"](images).sigmoid() for images in (real, fake))
-    loss = -d_real.log().mean() - (1 - d_fake).log().mean()
-    expected = torch.autograd.grad(loss, list(parts["discriminator"].parameters()))
-    torch.testing.assert_close(found, list(expected), rtol=1e-3, atol=1e-5)
 
 
 def test_pixels_survive_the_way_into_the_network_and_back():

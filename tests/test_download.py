@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import os
+import signal
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import dataset
+from common import dataset, download
 from common.settings import UserError
 
 PIXELS = np.random.default_rng(0)
@@ -97,7 +99,7 @@ def working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(dataset, "PAUSE", 0.01)
+    monkeypatch.setattr(download, "PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -197,7 +199,7 @@ def test_a_failed_download_leaves_no_file_and_says_what_to_do(server, answer, re
 
 @pytest.mark.parametrize("answer", [stall_in_the_body, stall_before_the_header])
 def test_a_server_that_falls_silent_is_given_up(server, answer, monkeypatch):
-    monkeypatch.setattr(dataset, "TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
     server.answers = [answer]
     with pytest.raises(UserError) as failure:
         dataset.load("breastmnist")
@@ -231,17 +233,18 @@ def test_training_on_a_file_the_server_lacks_ends_with_that_message(run, server)
     assert files_left() == []
 
 
-def test_a_download_interrupted_by_the_user_leaves_nothing_behind(run, server, monkeypatch):
-    fetch = dataset.fetch
+def test_a_download_interrupted_by_the_user_leaves_nothing_behind(run, server):
+    left = []
 
-    def interrupted(url):
-        chunks = fetch(url)
-        yield next(chunks)
-        assert len(files_left()) == 1  # the temporary file is there
-        raise KeyboardInterrupt
+    def interrupt_in_the_body(request):
+        request.reply(200, BODY[:100_000], length=len(BODY))
+        left.extend(files_left())
+        os.kill(os.getpid(), signal.SIGINT)
+        request.server.released.wait()
 
-    monkeypatch.setattr(dataset, "fetch", interrupted)
+    server.answers = [interrupt_in_the_body]
     result = run("train_model.py", "--DATASET=breastmnist")
     assert result.status == 130
     assert "interrupted" in result.text and "Traceback" not in result.text
+    assert len(left) == 1  # the temporary file was there
     assert files_left() == []

@@ -103,13 +103,13 @@ def test_images_from_a_gaussian_have_a_low_frechet_distance_and_are_bad(halves, 
 def test_faint_noise_is_seen_by_the_fine_detail_and_by_nothing_else(halves, project):
     real, other = halves
     noisy = noise(other, grey_levels=5)
-    floor, found = metrics.fine_detail(real, other), metrics.fine_detail(real, noisy)
-    assert found[28] > 3 * floor[28]
-    assert found[7] == pytest.approx(floor[7], rel=0.1), "noise is finer than this"
+    usual, found = metrics.fine_detail(real, other), metrics.fine_detail(real, noisy)
+    assert found[28] > 3 * usual[28]
+    assert found[7] == pytest.approx(usual[7], rel=0.1), "noise is finer than this"
 
     real, other, noisy = project(real), project(other), project(noisy)
-    floor, found = neighbourhoods(real, other), neighbourhoods(real, noisy)
-    assert found == pytest.approx(floor, abs=0.05)
+    usual, found = neighbourhoods(real, other), neighbourhoods(real, noisy)
+    assert found == pytest.approx(usual, abs=0.05)
     more = metrics.frechet_distance(real, noisy) - metrics.frechet_distance(real, other)
     assert abs(more) < 0.001 * real.var(0).sum()
 
@@ -456,8 +456,10 @@ def test_the_coverage_of_a_label_needs_images_of_that_label(phantom_dir):
     reference = metrics.fit_reference(images[:2000], images[:400])
     large, small = images[labels[:, 0] == 1], images[labels[:, 0] == 0]
     good = metrics.coverage_of_label(reference, large[:1500], large[1500:2500])
-    assert good["n"] == 400 and abs(good["coverage"] - good["floor"]) < 0.05
+    assert good["n"] == 400 and abs(good["coverage"] - good["real_vs_real"]) < 0.05
     wrong = metrics.coverage_of_label(reference, large[:1500], small[1500:2500])
-    assert wrong["coverage"] < good["coverage"] - 0.1 and wrong["floor"] == good["floor"]
+    assert (
+        wrong["coverage"] < good["coverage"] - 0.1 and wrong["real_vs_real"] == good["real_vs_real"]
+    )
     rare = metrics.coverage_of_label(reference, large[:39], large[39:])
-    assert rare == {"n": 19, "coverage": None, "floor": None}
+    assert rare == {"n": 19, "coverage": None, "real_vs_real": None}

@@ -4,25 +4,27 @@ import base64
 import csv
 import io
 import re
-import runpy
 import signal
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, signal_in_step
+from conftest import rewrite, signal_in_step
 from PIL import Image
 
-from common import checkpoint, dataset, metrics, phantom
-from report import evaluation, sections
+from common import dataset, metrics, phantom
+from report import sections
 
 SECTIONS = ["about", "collage", "blind_test", "training", "numbers", "diversity", "copies"]
 SECTIONS += ["latent_space", "failures"]
 VOID = {"meta", "img", "br", "source"}
+
+
+def only(*names):
+    """The options that turn off all parts of the page but these."""
+    return [f"--{name.upper()}=False" for name in SECTIONS[1:] if name not in names]
 
 
 class Page(HTMLParser):
@@ -62,19 +64,6 @@ class Page(HTMLParser):
         found = [source for source in found if "svg" not in source[:20]]
         content = [base64.b64decode(source.split(",")[1]) for source in found]
         return [np.asarray(Image.open(io.BytesIO(x)).convert("LA"))[:, :, 0] for x in content]
-
-
-@pytest.fixture(scope="module")
-def reported(tmp_path_factory, phantom_dir):
-    """A folder with a run of two epochs on 200 phantoms, and the report on it."""
-    folder = tmp_path_factory.mktemp("reported")
-    data = ["--DATASET=phantom", f"--DATA_DIR={phantom_dir}", "--TRAIN_FRACTION=0.02"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name, *arguments in (["train_model.py", *data, "--EPOCHS=2"], ["generate_report.py"]):
-            patch.setattr(sys, "argv", [name, *arguments])
-            runpy.run_path(str(REPO / name), run_name="__main__")
-    return folder
 
 
 @pytest.fixture
@@ -132,14 +121,15 @@ def test_the_numbers_are_those_of_the_log_and_of_the_metrics(reported, page, tra
         last = list(csv.DictReader(file))[-1]
     for key in ("precision", "recall", "coverage", "frechet"):
         assert page.values[key][0] == float(last[key])
-    saved = torch.load(reported / "models/phantom/checkpoint.pt", weights_only=True)
-    for column, row in ((1, saved["floor"]), (2, saved["gaussian"])):
-        for key in ("precision", "recall", "coverage", "frechet"):
-            assert page.values[key][column] == pytest.approx(row[key], abs=1e-3)
 
-    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
-    real, others = training_images[order[:100]], training_images[order[100:]]
-    basis = metrics.fit_features(training_images)
+    real, others = metrics.split_real(training_images, n=1000)
+    assert len(real) == 100
+    reference = metrics.fit_reference(training_images, real)
+    columns = (others, 1), (metrics.gaussian_reference(training_images, 100), 2)
+    for images, column in columns:
+        for key, number in metrics.evaluate(reference, images).items():
+            assert page.values[key][column] == pytest.approx(number, abs=1e-3)
+    basis = reference["mean"], reference["basis"]
     a, b = metrics.features(real, *basis), metrics.features(others, *basis)
     assert page.values["density"][1] == pytest.approx(metrics.density(a, b))
     assert page.values["kernel"][1] == pytest.approx(metrics.kernel_distance(a, b))
@@ -147,20 +137,6 @@ def test_the_numbers_are_those_of_the_log_and_of_the_metrics(reported, page, tra
     for pixels in (28, 14, 7):
         assert page.values[f"detail_{pixels}"][1] == pytest.approx(detail[pixels])
     assert f"k = {metrics.K}" in page.text and "no FID" in page.text
-
-
-def test_the_measured_images_are_those_of_the_training(reported, training_images):
-    # Without the log the report has only its own sample to measure, and gets the same numbers.
-    saved = torch.load(reported / "models/phantom/checkpoint.pt", weights_only=True)
-    page = SimpleNamespace(
-        trained=saved["settings"], images=training_images, row={}, near_held_out=None, last=saved
-    )
-    generate_report = runpy.run_path(str(REPO / "generate_report.py"))
-    page.draw = lambda *how: generate_report["sample"](saved, Path("checkpoint.pt"), *how)
-    table, n = evaluation.measure(page)
-    assert n == 100
-    for key in ("precision", "recall", "coverage", "frechet"):
-        assert table["synthetic"][key] == pytest.approx(saved["history"][-1][key], abs=0.02)
 
 
 def test_memorisation_is_measured_against_the_test_split(
@@ -208,27 +184,35 @@ def test_near_duplicates_of_what_was_shown_are_no_riddle(training_images):
     assert torch.equal(chosen, new)
 
 
-def test_a_planted_copy_is_found(training_images, tmp_path):
-    synthetic = torch.randint(0, 256, (50, 1, 28, 28), dtype=torch.uint8)
-    synthetic[31] = training_images[77]
-    run = SimpleNamespace(
-        examined=synthetic,
-        images=training_images,
-        near_synthetic=metrics.nearest_image(synthetic, training_images),
-        name="Phantom",
-        when="epoch 1 of 1",
-    )
-    options = SimpleNamespace(SCALE=1)
-    for furthest, place in ((False, 0), (True, -1)):
-        run.examined = synthetic if not furthest else synthetic[25:35]
-        run.near_synthetic = metrics.nearest_image(run.examined, training_images)
-        path = tmp_path / "copies.png"
-        panel = evaluation.nearest_panel(run, path, options, "synthetic", furthest)
-        caption, picture = panel["cells"][place]
-        assert caption == ("0.0\nno. 31" if not furthest else "0.0\nno. 6")
-        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1]))))
-        assert np.array_equal(pixels[:28, :, 0], pixels[-28:, :, 0]), "the copy and its original"
-        assert np.array_equal(pixels[:28, :, 0], training_images[77, 0].numpy())
+def test_a_planted_copy_is_found(run, tmp_path, monkeypatch, phantom_dir):
+    """A synthetic image is put among the training images, as if it had been copied from there."""
+    monkeypatch.chdir(tmp_path)
+    with np.load(phantom_dir / "phantom.npz") as file:
+        arrays = {name: array[:200] for name, array in file.items()}
+    Path("data").mkdir()
+    np.savez("data/phantom.npz", **arrays)
+    run("train_model.py", "--DATASET=phantom", "--EPOCHS=1", "--METRIC_IMAGES=0")
+    options = ["--N_SYNTHETIC=10", *only("copies", "failures")]
+    run("generate_report.py", *options)
+    with np.load("images/phantom/synthetic/synthetic.npz") as synthetic:
+        copied = synthetic["images"][7]
+
+    arrays["train_images"][77] = copied
+    np.savez("data/phantom.npz", **arrays)
+    images, _, _ = dataset.load("phantom")
+    saved = torch.load("models/phantom/checkpoint.pt", weights_only=True)
+    rewrite("models/phantom/checkpoint.pt", saved | {"data_sha256": dataset.sha256(images)})
+    assert run("generate_report.py", *options).status == 0
+
+    page = Page("images/phantom/report.html")
+    pairs = [image["alt"] for image in page.all("img") if "above a synthetic" in image["alt"]]
+    pictures = page.pictures("above a synthetic")
+    assert len(pairs) == 20  # ten in each part, so all of them
+    for place in (0, -1):  # the nearest of all, and the last of those furthest out
+        assert pairs[place].startswith("0.0\nno. 7: ")
+        assert np.array_equal(pictures[place][:28], copied)
+        assert np.array_equal(pictures[place][-28:], copied), "the copy and its original"
+    assert not any(pair.startswith("0.0") for pair in pairs[1:-1])
 
 
 def test_slerp_keeps_the_length_and_goes_at_an_even_pace():
@@ -247,11 +231,9 @@ def test_slerp_keeps_the_length_and_goes_at_an_even_pace():
 
 def test_each_part_can_be_turned_off(run, reported, monkeypatch):
     monkeypatch.chdir(reported)
-    names = [name for name in SECTIONS if name != "about"]
     for kept in (set(), {"numbers"}, {"copies"}, {"failures"}):
         out = f"only-{'-'.join(kept)}"
-        off = [f"--{name.upper()}=False" for name in names if name not in kept]
-        result = run("generate_report.py", f"--IMAGES_DIR={out}", *off)
+        result = run("generate_report.py", f"--IMAGES_DIR={out}", *only(*kept))
         assert result.status == 0, result.text
         page = Page(f"{out}/phantom/report.html")
         assert [section["id"] for section in page.all("section")] == ["about", *kept]
@@ -260,40 +242,35 @@ def test_each_part_can_be_turned_off(run, reported, monkeypatch):
         assert named == set(page.all("file"))
 
 
-def test_each_checkpoint_is_read_once(run, reported, monkeypatch):
+def test_the_page_says_which_epoch_it_shows(run, reported, monkeypatch):
     monkeypatch.chdir(reported)
-    read, load = [], checkpoint.load
-    monkeypatch.setattr(
-        checkpoint, "load", lambda path, layout: read.append(path.name) or load(path, layout)
-    )
-    off = [f"--{name.upper()}=False" for name in SECTIONS[1:]]
-    run("generate_report.py", "--IMAGES_DIR=once", "--EPOCH=1", *off)
-    assert sorted(read) == [
-        "checkpoint.pt",
-        "generator_epoch_0001.pt",
-        "generator_epoch_0002.pt",
-    ]
-    assert "epoch 1 of 2, the one that was asked for" in Page("once/phantom/report.html").text
+    run("generate_report.py", "--IMAGES_DIR=first", "--EPOCH=1", *only())
+    assert "epoch 1 of 2, the one that was asked for" in Page("first/phantom/report.html").text
 
 
-def test_a_run_without_measurements_or_history_gets_a_page_without_their_curves(run, small):
-    run("train_model.py", *small, "--EPOCHS=1", "--METRIC_IMAGES=0")
-    assert run("generate_report.py").status == 0
+def test_a_run_without_metrics_or_history_gets_a_page_without_their_curves(run, train):
+    train("--EPOCHS=1", "--METRIC_IMAGES=0")
+    options = ["--RUN_NAME=phantom", *only("training", "numbers")]
+    assert run("generate_report.py", *options).status == 0
     page = Page("images/phantom/report.html")
-    assert "No finished epoch was measured" in page.text
-    assert 0 <= page.values["coverage"][0] <= 1
     assert "metrics.png" not in page.all("file") and "losses.png" in page.all("file")
+    # The report measures what the log lacks, on the images that training would have measured.
+    train("--EPOCHS=1", name="measured")
+    with open("models/measured/log.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    for key in ("precision", "recall", "coverage", "frechet"):
+        assert page.values[key][0] == pytest.approx(float(last[key]), abs=0.02)
 
     saved = torch.load("models/phantom/checkpoint.pt", weights_only=True)
-    torch.save(saved | {"history": []}, "models/phantom/checkpoint.pt")
-    assert run("generate_report.py", "--DIVERSITY=False", "--COPIES=False").status == 0
+    rewrite("models/phantom/checkpoint.pt", saved | {"history": []})
+    assert run("generate_report.py", *options).status == 0
     page = Page("images/phantom/report.html")
     assert "holds no history" in page.text
     assert "training.gif" in page.all("file") and "losses.png" not in page.all("file")
 
 
-def test_a_conditional_run_shows_each_label_beside_phantoms_that_have_it(run, small):
-    run("train_model.py", *small, "--EPOCHS=1", "--CONDITIONAL=True")
+def test_a_conditional_run_shows_each_label_beside_phantoms_that_have_it(run, train):
+    small = train("--CONDITIONAL=True", "--EPOCHS=1")
     assert run("generate_report.py").status == 0
     page = Page("images/phantom/report.html")
     assert [section["id"] for section in page.all("section")][4] == "by_label"
@@ -313,11 +290,11 @@ def test_a_conditional_run_shows_each_label_beside_phantoms_that_have_it(run, sm
 
 
 @pytest.mark.parametrize("step", [1, 4])  # in the first and in the second epoch
-def test_the_page_of_an_unfinished_run_says_so(run, small, monkeypatch, step):
-    with monkeypatch.context() as patch:
-        signal_in_step(step, signal.SIGINT, patch)
+def test_the_page_of_an_unfinished_run_says_so(run, small, step):
+    with signal_in_step(step, signal.SIGINT):
         run("train_model.py", *small, "--EPOCHS=9")
-    assert run("generate_report.py", "--N_SYNTHETIC=10").status == 0
+    options = ["--N_SYNTHETIC=10", *only("blind_test", "training", "numbers")]
+    assert run("generate_report.py", *options).status == 0
     page = Page("images/phantom/report.html")
     assert f"This run is unfinished: {step // 4} of 9 epochs are done" in page.text
     assert f"in epoch {step // 4 + 1} of 9, unfinished" in page.text
@@ -346,19 +323,12 @@ def test_a_few_colour_images_without_held_out_ones_get_a_page(run, tmp_path, mon
     assert len(page.html) < 8e6
 
 
-def test_words_from_a_checkpoint_are_shown_and_not_obeyed(run, small):
-    run("train_model.py", *small, "--EPOCHS=1")
-    path = Path("models/phantom/checkpoint.pt")
-    saved = torch.load(path, weights_only=True)
+def test_words_from_a_checkpoint_are_shown_and_not_obeyed(run, train):
+    train("--EPOCHS=1")
+    saved = torch.load("models/phantom/checkpoint.pt", weights_only=True)
     assert saved["machine"].keys() == {"Hardware", "Versions", "Last trained"}
     saved["machine"]["Hardware"] = "<script>alert(1)</script>"
-    torch.save(saved, path)
-    off = [f"--{name.upper()}=False" for name in SECTIONS[1:]]
-    run("generate_report.py", *off)
+    rewrite("models/phantom/checkpoint.pt", saved)
+    run("generate_report.py", *only())
     page = Page("images/phantom/report.html")
     assert not page.all("script") and "alert(1)" in page.text
-    del saved["machine"]  # as in checkpoints of old
-    torch.save(saved, path)
-    assert run("generate_report.py", *off).status == 0
-    assert "not recorded" in Page("images/phantom/report.html").text
-    assert run("train_model.py", *small, "--EPOCHS=2").status == 0, "it goes on all the same"

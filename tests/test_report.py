@@ -8,11 +8,10 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from conftest import signal_in_step
+from conftest import rewrite, signal_in_step
 from PIL import Image
 
-import dcgan
-from common import dataset
+from common import checkpoint, sampling
 from report import plotting
 
 
@@ -31,7 +30,7 @@ MORE = {
     f"{name}.{kind}" for name in ("metrics", "grey_levels", "distances") for kind in ("pdf", "png")
 }
 MORE |= {"blind_test.png", "diversity.png", "most_alike_synthetic.png", "most_alike_real.png"}
-MORE |= {"mean_and_spread.png", "copies.png", "copies_held_out.png", "walks.png"}
+MORE |= {"mean_and_std.png", "copies.png", "copies_held_out.png", "walks.png"}
 MORE |= {"interpolation.gif", "failures.png", "failures_held_out.png"}
 
 
@@ -59,21 +58,18 @@ def assert_whole_report(folder, epochs, n_synthetic, channels=1, more=frozenset(
     return images
 
 
-def test_a_phantom_run_is_reported(run, small):
-    run("train_model.py", *small, "--EPOCHS=3")
-    result = run("generate_report.py")
-    assert result.status == 0, result.text
+def test_a_phantom_run_is_reported(run, reported, monkeypatch):
+    images = assert_whole_report(reported / "images/phantom", [1, 2], 1000, more=MORE)
+    monkeypatch.chdir(reported)
+    again = run("generate_report.py", "--IMAGES_DIR=again")
+    assert again.status == 0, again.text
     for name in ("real_vs_synthetic.png", "training.gif", "losses.png", "synthetic.npz"):
-        assert str(Path("images/phantom")) in result.text and name in result.text
-    images = assert_whole_report("images/phantom", [1, 2, 3], 1000, more=MORE)
-
-    again = run("generate_report.py", "--IMAGES_DIR=again", "--N_SYNTHETIC=1000")
-    assert again.status == 0
+        assert str(Path("again/phantom")) in again.text and name in again.text
     for name in pictures("images/phantom"):
         assert Path("again/phantom", name).read_bytes() == Path("images/phantom", name).read_bytes()
 
     run("generate_report.py", "--SEED=1", "--N_SYNTHETIC=1200", "--IMAGES_DIR=other", *SHORT)
-    other = assert_whole_report("other/phantom", [1, 2, 3], 1200)
+    other = assert_whole_report("other/phantom", [1, 2], 1200)
     assert not np.array_equal(images, other[:1000])
 
 
@@ -102,9 +98,9 @@ def test_colour_images_are_trained_on_and_reported(run, tmp_path, monkeypatch):
     assert_whole_report("images/bloodmnist", [1, 2], 1000, channels=3)
 
 
-def test_the_run_trained_last_is_reported_unless_another_is_named(run, small):
-    for name in ("first", "second"):
-        run("train_model.py", *small, "--EPOCHS=1", f"--RUN_NAME={name}")
+def test_the_run_trained_last_is_reported_unless_another_is_named(run, train):
+    small = train("--EPOCHS=1", name="first")
+    run("train_model.py", *small, "--EPOCHS=1", "--RUN_NAME=second")
     run("generate_report.py", *SHORT)
     assert not Path("images/first").exists()
     assert_whole_report("images/second", [1], 1000)
@@ -112,48 +108,58 @@ def test_the_run_trained_last_is_reported_unless_another_is_named(run, small):
     assert_whole_report("images/first", [1], 1000)
 
 
-def test_the_synthetic_images_come_from_the_epoch_that_is_asked_for(run, small):
-    run("train_model.py", *small, "--EPOCHS=3")
+def test_the_synthetic_images_come_from_the_epoch_that_is_asked_for(run, train):
+    train("--EPOCHS=3")
     saved = torch.load("models/phantom/checkpoint.pt", weights_only=True)
     saved["history"][1]["coverage"] = 0.9  # as if the second epoch had been the best
     saved["history"][0]["coverage"] = saved["history"][2]["coverage"] = 0.1
-    torch.save(saved, "models/phantom/checkpoint.pt")
+    rewrite("models/phantom/checkpoint.pt", saved)
     images = {}
     for epoch in ("last", "best", "1", "2", "3"):
-        run("generate_report.py", f"--EPOCH={epoch}", "--N_SYNTHETIC=70", *SHORT)
-        images[epoch] = assert_whole_report("images/phantom", [1, 2, 3], 70)
+        run(
+            "generate_report.py", f"--EPOCH={epoch}", "--N_SYNTHETIC=70", "--TRAINING=False", *SHORT
+        )
+        with np.load("images/phantom/synthetic/synthetic.npz") as arrays:
+            images[epoch] = arrays["images"]
     assert np.array_equal(images["best"], images["2"])
     assert np.array_equal(images["last"], images["3"])
     assert not np.array_equal(images["1"], images["2"])
     for epoch in ("4", "first"):
         result = run("generate_report.py", f"--EPOCH={epoch}")
         assert result.status == 1 and f"EPOCH={epoch}: legal are" in result.text
-        assert "kept: 1, 2, 3" in result.text
+        assert "saved: 1, 2, 3" in result.text
 
 
-@pytest.mark.parametrize("steps", [1, 4])  # stopped in the first and in the second epoch
-def test_an_unfinished_run_is_reported(run, small, monkeypatch, steps):
-    with monkeypatch.context() as patch:
-        signal_in_step(steps, signal.SIGINT, patch)
+@pytest.mark.parametrize("step", [1, 4])  # stopped in the first and in the second epoch
+def test_an_unfinished_run_is_reported(run, small, step):
+    with signal_in_step(step, signal.SIGINT):
         assert run("train_model.py", *small, "--EPOCHS=9").status == 130
     result = run("generate_report.py", "--N_SYNTHETIC=10", *SHORT)
     assert result.status == 0
-    if steps == 1:
+    if step == 1:
         assert "no epoch is finished yet" in result.text
         assert "real_vs_synthetic.png" in pictures("images/phantom")
     else:
         assert_whole_report("images/phantom", [1], 10)
 
 
-def test_pictures_of_another_run_are_set_aside_and_not_mixed_in(run, small):
-    run("train_model.py", *small, "--EPOCHS=2")
+def test_pictures_of_another_run_are_archived_and_not_mixed_in(run, train):
+    train("--EPOCHS=2")
     run("generate_report.py", *SHORT)
     shutil.rmtree("models/phantom")
-    run("train_model.py", *small, "--EPOCHS=1")
+    train("--EPOCHS=1")
     result = run("generate_report.py", *SHORT)
     assert "phantom-old-1" in result.text
     assert_whole_report("images/phantom", [1], 1000)
     assert_whole_report("images/phantom-old-1", [1, 2], 1000)
+
+
+def times_shown(image, picture):
+    """How often an image (1, 28, 28) stands in a picture (H, W), each pixel a square of 2x2."""
+    wanted = image[0].numpy().repeat(2, axis=0).repeat(2, axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(picture, wanted.shape)
+    corners = np.argwhere(windows[:, :, 0, 0] == wanted[0, 0])
+    return sum(np.array_equal(windows[y, x], wanted) for y, x in corners)
 
 
 def test_a_picture_shows_the_images_pixel_by_pixel_and_never_stretches_their_greys():
@@ -161,25 +167,14 @@ def test_a_picture_shows_the_images_pixel_by_pixel_and_never_stretches_their_gre
     cells = [("real", plotting.tile(dull, 2)), ("synthetic", plotting.tile(dull.flip(0), 2))]
     picture = plotting.compose("PneumoniaMNIST, epoch 3", cells, 2, scale=2)
     for image in dull:
-        wanted = image[0].numpy().repeat(2, axis=0).repeat(2, axis=1)
-        windows = np.lib.stride_tricks.sliding_window_view(picture[:, :, 0], wanted.shape)
-        corners = np.argwhere(windows[:, :, 0, 0] == wanted[0, 0])
-        assert sum(np.array_equal(windows[y, x], wanted) for y, x in corners) == 2
+        assert times_shown(image, picture[:, :, 0]) == 2
 
 
-def test_the_synthetic_images_are_those_of_the_checkpoint(run, small):
-    run("train_model.py", *small, "--EPOCHS=1")
-    run("generate_report.py", "--N_SYNTHETIC=600", *SHORT)
-    with np.load("images/phantom/synthetic/synthetic.npz") as arrays:
-        images = arrays["images"]
-    snapshot = torch.load("models/phantom/generator_epoch_0001.pt", weights_only=True)
-    generator = dcgan.Generator()
-    generator.load_state_dict(snapshot["generator_ema"])
-    generator.eval()
-    # A synthetic image must be one the generator can draw: find its latent by the report's seed.
-    data = dataset.load("phantom", folder=small[1].split("=")[1], fraction=0.02)[0]
-    random = torch.Generator().manual_seed(0)
-    torch.randperm(len(data), generator=random)
-    latents = torch.randn(600, 100, generator=random)
-    drawn = dataset.to_pixels(generator(latents)).squeeze(1).numpy()
-    assert np.abs(drawn.astype(int) - images).max() <= 1  # rounding may differ with the batch
+def test_the_grid_of_an_epoch_shows_what_its_generator_draws(run, train):
+    train("--EPOCHS=1")
+    run("generate_report.py", "--SCALE=2", *SHORT)
+    grid = imageio.imread("images/phantom/epochs/epoch_0001.png")
+    latents = torch.load("models/phantom/checkpoint.pt", weights_only=True)["fixed_latents"]
+    generator = checkpoint.load_generator("models/phantom/generator_epoch_0001.pt")
+    for image in sampling.draw(generator, latents)[::9]:
+        assert times_shown(image, grid) == 1

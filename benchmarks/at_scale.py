@@ -1,0 +1,116 @@
+"""Train as long as a run on ChestMNIST takes, on as many phantoms, and evaluate it on the way.
+
+    python benchmarks/at_scale.py               78,468 images, 50 epochs: 61,300 steps
+    python benchmarks/at_scale.py --EPOCHS=5    the first 6,130; with more EPOCHS it goes on
+
+What is drawn, trained or evaluated already is not done again, so the same command goes on after an
+interruption. Every constant below can be changed here or on the command line.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import compare
+
+import train_model
+from common import checkpoint, dataset, detective, files, metrics, phantom, runs, sampling, settings
+
+# --- Training ---
+N_TRAIN = 78468  # phantoms to train on; ChestMNIST has as many images [1000 to 1000000]
+EPOCHS = 50  # of the run [1 to 100000]
+SEED = 0  # of the run [0 to 1000000]
+
+# --- Metrics ---
+EVALUATE_EPOCHS = 5  # epochs between two evaluations [1 to 100000]
+N_IMAGES = 2354  # synthetic and held-out images to compare [100 to 20000]
+
+# --- Files ---
+OUT = "images/benchmarks/at_scale"  # folder of the data, the run and its numbers
+
+
+def main():
+    out = Path(OUT)
+    data = out / "data" / "phantom.npz"
+    if not data.exists():
+        draw_phantoms(data)
+    arguments = {"DATASET": "phantom", "DATA_DIR": data.parent, "MODELS_DIR": out / "models"}
+    arguments |= {"IMAGES_DIR": out / "images", "RUN_NAME": f"seed-{SEED}", "EPOCHS": EPOCHS}
+    arguments |= {"SEED": SEED, "SNAPSHOT_EPOCHS": EVALUATE_EPOCHS}
+    arguments = [f"--{name}={value}" for name, value in arguments.items()]
+    train_model.main(settings.override(vars(train_model), arguments))
+    print_table(evaluate(out / "models" / f"seed-{SEED}", data))
+
+
+def draw_phantoms(path):
+    """Write N_TRAIN training and 2 N_IMAGES test phantoms in MedMNIST's layout."""
+    print(f"drawing {N_TRAIN + 2 * N_IMAGES:,} phantoms into {path}, once ...")
+    arrays = {}
+    for seed, (split, n) in enumerate({"train": N_TRAIN, "val": 1, "test": 2 * N_IMAGES}.items()):
+        images, labels = phantom.make_split(n, seed=100 + seed)
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    with files.atomic_write(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def evaluate(folder, data):
+    """Return a row for each snapshot and, as the last, one of other held-out phantoms."""
+    held_out, _ = dataset.read_split(data, "test", "phantom")
+    real, other = held_out[:N_IMAGES], held_out[N_IMAGES:]
+    train_images, _ = dataset.read_split(data, "train", "phantom")
+    reference = metrics.fit_reference(train_images, real)
+    history = checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT)["history"]
+    history = {row["epoch"]: row for row in history}
+    rows = []
+    for epoch, path in {**runs.find_snapshots(folder), "real": None}.items():
+        result = folder / f"evaluation_{epoch}_{N_IMAGES}.json"
+        if not result.exists():
+            print(f"evaluating {path or 'other held-out phantoms'} ...")
+            images = other
+            if path:
+                images = sampling.sample(checkpoint.load_generator(path), {}, N_IMAGES, seed=1)
+            row = metrics.evaluate(reference, images)
+            row["fine detail"] = list(metrics.fine_detail(real, images).values())
+            row["detective"] = [
+                [found["pixels"], found["trained_on"], found["accuracy"]]
+                for found in detective.detective(real, images)
+            ]
+            with files.atomic_write(result) as file:
+                file.write(json.dumps(row).encode())
+        row = json.loads(result.read_text())
+        trained = history.get(epoch, {})
+        rows.append(row | {name: trained.get(name) for name in ("step", "d_real", "d_fake")})
+    return rows
+
+
+def print_table(rows):
+    """Print a markdown table, a line for each row."""
+    found = [f"{pixels} px, {few:,}" for pixels, few, _ in rows[0]["detective"]]
+    heads = ["steps", "D(x), D(G(z))", "precision, recall, coverage, Frechet", "fine detail"]
+    heads += found
+    print(f"\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
+    for row in rows:
+        trained = row["step"] is not None
+        cells = [f"{row['step']:,}" if trained else "other phantoms"]
+        cells += [f"{row['d_real']:.2f}, {row['d_fake']:.2f}" if trained else ""]
+        scores = [row[key] for key in ("precision", "recall", "coverage", "frechet")]
+        cells += [", ".join(f"{score:.2f}" for score in scores)]
+        cells += [", ".join(f"{distance:.1f}" for distance in row["fine detail"])]
+        cells += [f"{accuracy:.3f}" for _, _, accuracy in row["detective"]]
+        print(f"| {' | '.join(cells)} |")
+    print(
+        f"\n{N_TRAIN:,} phantoms, {EPOCHS} epochs, seed {SEED}; {N_IMAGES:,} synthetic against as "
+        "many held-out phantoms; detective: accuracy by pixels a side and training images of each "
+        f"kind. {compare.machine(torch.device('cpu'))}.\n\n    python {shlex.join(sys.argv)}"
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)
+    settings.override(globals())
+    main()

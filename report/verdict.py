@@ -1,0 +1,80 @@
+"""The report's section on the fresh detective: what a new CNN can tell synthetic images by."""
+
+import torch
+
+from common import detective as test
+from common import metrics, sampling
+from report import plotting
+from report.sections import EXAMPLES
+
+
+def detective(captions, samples, generator, saved, out, options):
+    """How often a new CNN is right, what it is right and wrong about, and where it looks."""
+    seed, scale = options.SEED, options.SCALE
+    halves = metrics.split_real(samples.images, options.N_DETECTIVE, seed)
+    if halves is None or len(halves[0]) < test.MIN_IMAGES:
+        return {}
+    real, other_real = halves
+    synthetic = sampling.sample(generator, saved["label_counts"], len(real), seed)
+    rows = test.detective(real, synthetic, seed)
+    reference = test.detective(real, other_real, seed)
+    page = {"n": len(real), "rows": list(zip(rows, reference, strict=True))}
+
+    # Show images of the test set that the CNN of the first row is surest of.
+    first = rows[0]
+    doubts = test.logits(first["network"], first["synthetic"])
+    accused = test.logits(first["network"], first["real"])
+    pictures = {
+        "surest": ("synthetic", doubts.argsort(descending=True), "the surest to be synthetic"),
+        "best": ("synthetic", doubts.argsort(), "the likeliest to be real"),
+        "accused": ("real", accused.argsort(descending=True), "the likeliest to be synthetic"),
+    }
+    for key, (kind, order, what) in pictures.items():
+        chosen, values = order[:EXAMPLES], doubts if kind == "synthetic" else accused
+        tiles = ((first[kind][chosen] + 1) * 127.5).round().to(torch.uint8)
+        cells = [
+            (f"{probability:.2f}", plotting.tile(tile[None], 1))
+            for probability, tile in zip(values[chosen].sigmoid().tolist(), tiles, strict=True)
+        ]
+        images = "synthetic images" if kind == "synthetic" else captions.originals
+        heading = f"{captions.about}\n{images}, {what} to a fresh CNN; below, its probability"
+        path = out / f"detective_{key}.png"
+        alt = f"one of the {images} that are {what} to a fresh CNN"
+        page[key] = plotting.save_tiles(path, heading, cells, EXAMPLES, scale, alt, below=True)
+
+    # Show where it looks, and which frequencies are too strong or too weak.
+    cells = []
+    for kind in ("synthetic", "real"):
+        gradient = test.input_gradient(first["network"], first[kind])
+        brightness = (255 * gradient / gradient.max()).round().to(torch.uint8)
+        name = "synthetic" if kind == "synthetic" else captions.original
+        cells.append((name, plotting.tile(brightness[None, None], 1)))
+    heading = f"{captions.about}\nwhere the fresh CNN looks: mean gradient of its logit"
+    alt = "mean absolute gradient of the CNN's logit with respect to each pixel; white is largest"
+    path = out / "detective_gradient.png"
+    page["gradient"] = plotting.save_tiles(path, heading, cells, 2, scale, alt)
+    curves = {
+        captions.original: test.amplitude_spectrum(real),
+        f"other {captions.originals}": test.amplitude_spectrum(other_real),
+        "synthetic": test.amplitude_spectrum(synthetic),
+    }
+    page["spectrum"] = plotting.save_curves(
+        out / "spectrum",
+        lambda: draw_spectrum(captions.about, curves),
+        f"Amplitude by spatial frequency, {captions.originals} and synthetic images",
+    )
+    page["finest"] = float(curves["synthetic"][-1] / curves[captions.original][-1])
+    return page
+
+
+def draw_spectrum(title, curves):
+    """Plot amplitudes, {label: (21,)}, relative to those of the first curve."""
+    first, *others = curves.items()
+    figure, axes = plotting.one_plot(title)
+    axes.axhline(1, color="grey", linewidth=0.8, linestyle="--", label=first[0])
+    for label, amplitudes in others:
+        axes.plot((amplitudes / first[1]).tolist(), label=label)
+    axes.set(xlabel="periods in 28 pixels", ylabel=f"amplitude / {first[0]}", xlim=(0, 20))
+    axes.set_ylim(bottom=0)
+    plotting.legend(axes)
+    return figure

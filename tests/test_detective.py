@@ -1,0 +1,97 @@
+"""A fresh detective finds what is there to be found, and nothing where there is nothing."""
+
+import pytest
+import torch
+
+from common import detective
+from common.dataset import read_split
+
+
+@pytest.fixture(scope="module")
+def phantoms(phantom_dir):
+    """Two disjoint sets of 500 phantoms."""
+    images, _ = read_split(phantom_dir / "phantom.npz", "train", "phantom")
+    return images[:500], images[500:1000]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Fewer rows and steps than in a report: these faults are found soon."""
+    monkeypatch.setattr(detective, "STEPS", {28: 100, 14: 100, 7: 100})
+    monkeypatch.setattr(detective, "FEW", {28: (), 14: (), 7: ()})
+
+
+def accuracy(rows):
+    return {row["pixels"]: row["accuracy"] for row in rows}
+
+
+def test_real_images_cannot_be_told_from_other_real_images(phantoms):
+    rows = detective.detective(*phantoms)
+    assert [row["pixels"] for row in rows] == [28, 14, 7]
+    for row in rows:
+        assert abs(row["accuracy"] - 0.5) < 0.1  # 200 test images: a standard error of 0.035
+        assert abs(row["auc"] - 0.5) < 0.1
+        assert row["low"] < row["accuracy"] < row["high"]
+        assert row["trained_on"] == 400
+
+
+def test_faint_noise_is_found(phantoms, monkeypatch):
+    monkeypatch.setattr(detective, "STEPS", {28: 300})
+    real, other = phantoms
+    noise = 2 * torch.randn(other.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (other + noise).round().clamp(0, 255).to(torch.uint8)
+    assert detective.detective(real, noisy)[0]["accuracy"] > 0.8
+
+
+def test_one_bright_pixel_is_found_at_28_pixels_and_not_at_7(phantoms):
+    real, other = phantoms
+    planted = other.clone()
+    planted[:, :, 9, 17] = (planted[:, :, 9, 17].int() + 25).clamp(max=255).to(torch.uint8)
+    found = accuracy(detective.detective(real, planted))
+    assert found[28] > 0.9
+    assert found[7] < 0.65
+
+
+def test_few_training_images_have_rows_of_their_own(phantoms, monkeypatch):
+    monkeypatch.setattr(detective, "STEPS", {28: 2})
+    monkeypatch.setattr(detective, "FEW", {28: (50, 200, 1000)})
+    rows = detective.detective(*phantoms)
+    assert [row["trained_on"] for row in rows] == [400, 50, 200]  # there are no 1,000
+
+
+def test_the_same_seed_gives_the_same_numbers_and_leaves_the_global_state_alone(
+    phantoms, monkeypatch
+):
+    monkeypatch.setattr(detective, "STEPS", {28: 5})
+    state = torch.get_rng_state()
+    one, two = (detective.detective(*phantoms, seed=3)[0] for _ in range(2))
+    assert one["auc"] == two["auc"]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_colour_images_work_and_too_few_are_refused(monkeypatch):
+    monkeypatch.setattr(detective, "STEPS", {28: 1})
+    images = torch.randint(256, (2, 100, 3, 28, 28)).to(torch.uint8)
+    assert len(detective.detective(*images)) == 1
+    with pytest.raises(ValueError, match="at least 100 images"):
+        detective.detective(images[0][:50], images[1])
+
+
+def test_the_gradient_points_at_the_pixel_that_decides():
+    class OnePixel(torch.nn.Module):
+        def forward(self, images):
+            return 3 * images[:, :, 4, 20]
+
+    gradient = detective.input_gradient(OnePixel(), torch.zeros(5, 1, 28, 28))
+    assert gradient.argmax() == 4 * 28 + 20
+    assert gradient.sum() == gradient.max() == 3
+
+
+def test_the_spectrum_shows_a_wave_at_its_frequency():
+    x = torch.arange(28)
+    stripes = 100 + 50 * torch.cos(2 * torch.pi * 7 * x / 28).expand(1, 1, 28, 28)
+    spectrum = detective.amplitude_spectrum(stripes.round().to(torch.uint8))
+    assert len(spectrum) == 21
+    assert spectrum[3:].argmax() + 3 == 7
+    board = (255 * ((x[:, None] + x) % 2)).expand(1, 1, 28, 28).to(torch.uint8)
+    assert detective.amplitude_spectrum(board)[3:].argmax() + 3 == 20

@@ -1,0 +1,63 @@
+"""The house: who imports whom, scripts that start from anywhere, and the README's snippet."""
+
+import ast
+import os
+import re
+
+import pytest
+import torch
+from conftest import REPO
+
+SCRIPTS = {"train_model", "generate_report", "generate_images"}
+
+
+def imports(path):
+    """The top-level names of the modules that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_the_networks_import_torch_and_nothing_of_ours():
+    assert imports(REPO / "dcgan.py") == {"torch"}
+
+
+@pytest.mark.parametrize(
+    ("files", "above"),
+    [
+        ("common/*.py", {"report", *SCRIPTS}),
+        ("report/*.py", SCRIPTS),
+        ("generate_report.py", {"train_model", "generate_images"}),
+        ("generate_images.py", {"train_model", "generate_report", "report"}),
+        ("train_model.py", {"generate_report", "generate_images", "report"}),
+    ],
+)
+def test_imports_run_one_way(files, above):
+    found = {path: imports(path) for path in REPO.glob(files)}
+    assert any("common" in names for names in found.values())
+    assert not {path: names & above for path, names in found.items() if names & above}
+
+
+def test_the_scripts_start_from_any_working_directory_and_on_a_safe_path(start, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    options = {"cwd": tmp_path, "env": environment | {"PYTHONSAFEPATH": "1"}}
+    processes = {script: start(f"{script}.py", "--help", **options) for script in SCRIPTS}
+    for script, process in processes.items():
+        text, _ = process.communicate()
+        assert process.returncode == 0, text
+        assert f"usage: {script}.py [--NAME=VALUE ...]" in text
+
+
+def test_the_readmes_snippet_draws_images(train):
+    train("--EPOCHS=5", "--METRIC_IMAGES=0")  # the run that the README's first command makes
+    snippet = re.search(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)[1]
+    assert "load_generator" in snippet
+    names = {}
+    exec(snippet, names)
+    assert names["images"].shape == names["pixels"].shape == (16, 1, 28, 28)
+    assert names["images"].abs().max() <= 1 and names["pixels"].dtype == torch.uint8
