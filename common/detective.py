@@ -22,7 +22,7 @@ ROWS = [
 ]
 BATCH_SIZE = 64  # half of it real
 LEARNING_RATE = 2e-3
-MIN_IMAGES = 100  # of each kind; a fifth of them is the test set
+MIN_IMAGES = 20  # of each kind; a fifth of them is the test set
 
 
 def detective(real, synthetic, seed=0):

@@ -52,8 +52,7 @@ def small(tmp_path, monkeypatch, shelf):
 def trained(run, small, shelf, monkeypatch):
     """The arguments of a run that was stopped in its second epoch and stands in models/."""
     if not (shelf / "models").exists():
-        with monkeypatch.context() as patch:
-            signal_in_step(15, signal.SIGINT, patch)  # the fifth: ten batches are for update_bn
+        with signal_in_step(5, signal.SIGINT):
             assert run("train_model.py", *small, *SHORT).status == 130
         shutil.copytree("models", shelf / "models")
     shutil.rmtree("models", ignore_errors=True)
@@ -457,8 +456,7 @@ def test_every_optimiser_is_resumed_bit_for_bit(run, small, monkeypatch, tmp_pat
     path = str(tmp_path / "train_model.py")
     short = ["--LATENT_DIM=10", "--METRIC_IMAGES=0", "--EPOCHS=2"]
     assert run(path, *small, *short, "--RUN_NAME=whole").status == 0
-    with monkeypatch.context() as patch:
-        signal_in_step(4, signal.SIGINT, patch)
+    with signal_in_step(4, signal.SIGINT):
         assert run(path, *small, *short).status == 130
     assert run(path, *small, *short).status == 0
     for ours, theirs in zip(weights(), weights("models/whole/checkpoint.pt"), strict=True):

@@ -212,7 +212,7 @@ def test_a_file_system_without_locks_is_said(name, monkeypatch, capsys):
     assert "models/.run.lock" in message and "permissions" not in message
 
 
-def test_a_lock_names_its_file_and_its_holder(begin):
+def test_a_lock_names_its_file_and_its_holder():
     with files.lock(Path("models/run")):
         message = refusal(files.lock, Path("models/run"))
     assert f"(process {os.getpid()} on {os.uname().nodename})" in message
