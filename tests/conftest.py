@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from common import dataset
+from common import dataset, detective
 
 REPO = Path(__file__).resolve().parent.parent
 REAL_DATA = [REPO / "data", REPO.parent / "shared" / "data"]  # where PneumoniaMNIST may lie
@@ -30,6 +31,7 @@ def run_script(script, *arguments):
     message, status = "", 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *arguments])
+        patch.setattr(detective, "STEPS", {28: 10, 14: 10, 7: 10})  # in a report; else a minute
         patch.syspath_prepend(str((REPO / script).parent))
         try:
             runpy.run_path(str(REPO / script), run_name="__main__")
@@ -40,6 +42,15 @@ def run_script(script, *arguments):
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return status, message
+
+
+def write_phantoms(phantom_dir, n, **changes):
+    """Write n phantoms of each split to data/phantom.npz. Returns what is in that file."""
+    with np.load(phantom_dir / "phantom.npz") as file:
+        arrays = {name: array[:n] for name, array in file.items()} | changes
+    Path("data").mkdir(exist_ok=True)
+    np.savez("data/phantom.npz", **arrays)
+    return arrays
 
 
 def rewrite(path, content):

@@ -247,6 +247,10 @@ def odd_labels(rows, counts):
     return {"rows": torch.zeros(rows, 2, dtype=torch.uint8), "counts": torch.ones(counts)}
 
 
+def odd_sizes(**arguments):
+    return {"generator": arguments, "discriminator": arguments}
+
+
 BAD_CHECKPOINTS = {
     "truncated": lambda real: CHECKPOINT.read_bytes()[:100_000],
     "empty": lambda real: b"",
@@ -271,6 +275,9 @@ BAD_CHECKPOINTS = {
     "more labels than counts": lambda real: real | {"label_counts": odd_labels(3, 2)},
     "labels of no image": lambda real: real | {"label_counts": odd_labels(0, 0)},
     "without fixed latents": without("fixed_latents"),
+    "no sizes of networks": lambda real: real | {"model_args": {}},
+    "odd sizes of networks": lambda real: real | {"model_args": odd_sizes(widths=3)},
+    "sizes of another program": lambda real: real | {"model_args": odd_sizes(attention=True)},
     "without a history": without("history"),
     "a history of words": lambda real: real | {"history": ["an epoch"]},
 }
@@ -297,7 +304,7 @@ def test_training_does_not_go_on_from_a_bad_checkpoint(refused, trained, damage)
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated", "a pickle with code", "other layers", "without fixed latents"]
+    "damage", ["truncated", "a pickle with code", "other layers", "odd sizes of networks"]
 )
 def test_the_report_refuses_a_bad_checkpoint(refused, trained, damage):
     rewrite(CHECKPOINT, BAD_CHECKPOINTS[damage](torch.load(CHECKPOINT, weights_only=True)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, write_phantoms
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 import recipes
@@ -36,10 +36,7 @@ def benchmark(tmp_path, monkeypatch):
 @pytest.fixture
 def few_phantoms(benchmark, phantom_dir):
     """256 phantoms of each split in the folder in which the benchmark runs."""
-    with np.load(phantom_dir / "phantom.npz") as arrays:
-        few = {name: array[:256] for name, array in arrays.items()}
-    Path("data").mkdir()
-    np.savez("data/phantom.npz", **few)
+    write_phantoms(phantom_dir, 256)
 
 
 def test_recipes_are_compared_on_equal_time(benchmark, few_phantoms):

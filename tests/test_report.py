@@ -22,13 +22,21 @@ def pictures(folder):
 # What most of these tests are not about, and what takes most of the time.
 SHORT = [
     f"--{part}=False"
-    for part in ("BLIND_TEST", "NUMBERS", "DIVERSITY", "COPIES", "LATENT_SPACE", "FAILURES")
+    for part in (
+        "BLIND_TEST",
+        "NUMBERS",
+        "DETECTIVE",
+        "DIVERSITY",
+        "COPIES",
+        "LATENT_SPACE",
+        "FAILURES",
+    )
 ]
 PICTURES = {"losses.pdf", "losses.png", "real_vs_synthetic.png", "report.html", "training.gif"}
 PICTURES |= {"training_progress.png", "synthetic/contact_sheet.png", "synthetic/synthetic.npz"}
-MORE = {
-    f"{name}.{kind}" for name in ("metrics", "grey_levels", "distances") for kind in ("pdf", "png")
-}
+CURVES = ("metrics", "spectrum", "grey_levels", "distances")
+MORE = {f"{name}.{kind}" for name in CURVES for kind in ("pdf", "png")}
+MORE |= {f"detective_{what}.png" for what in ("surest", "best", "accused", "gradient")}
 MORE |= {"blind_test.png", "diversity.png", "most_alike_synthetic.png", "most_alike_real.png"}
 MORE |= {"mean_and_std.png", "copies.png", "copies_held_out.png", "walks.png"}
 MORE |= {"interpolation.gif", "failures.png", "failures_held_out.png"}
