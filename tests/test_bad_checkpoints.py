@@ -26,8 +26,8 @@ SHORT = ["--LATENT_DIM=10", "--METRIC_IMAGES=0", "--EPOCHS=3", "--CONDITIONAL=Tr
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """Networks of few weights, so that a checkpoint is written and read in no time."""
-    monkeypatch.setattr(dcgan.Generator.__init__, "__defaults__", (100, 1, 0, (8, 8, 4, 4)))
-    monkeypatch.setattr(dcgan.Discriminator.__init__, "__defaults__", (1, 0, (4, 4, 8)))
+    monkeypatch.setattr(dcgan.Generator.__init__, "__defaults__", (100, 1, 0, (8, 8, 4, 4), True))
+    monkeypatch.setattr(dcgan.Discriminator.__init__, "__defaults__", (1, 0, (4, 4, 8), True))
 
 
 @pytest.fixture(scope="module")

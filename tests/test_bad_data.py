@@ -26,8 +26,8 @@ SHORT += ["--TRAINING=False", "--COLLAGE=False", "--FAILURES=False", "--N_SYNTHE
 def folder(tmp_path, monkeypatch):
     """An empty working folder, networks of few weights, and no network to the world."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dcgan.Generator.__init__, "__defaults__", (100, 1, 0, (8, 8, 4, 4)))
-    monkeypatch.setattr(dcgan.Discriminator.__init__, "__defaults__", (1, 0, (4, 4, 8)))
+    monkeypatch.setattr(dcgan.Generator.__init__, "__defaults__", (100, 1, 0, (8, 8, 4, 4), True))
+    monkeypatch.setattr(dcgan.Discriminator.__init__, "__defaults__", (1, 0, (4, 4, 8), True))
     monkeypatch.setattr(dataset.download, "download", lambda *_: pytest.fail("downloads"))
 
 
