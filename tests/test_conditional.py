@@ -15,7 +15,7 @@ from dcgan import Discriminator, Generator
 
 
 def test_without_labels_the_networks_are_the_plain_ones():
-    generator, discriminator = Generator(), Discriminator()
+    generator, discriminator = Generator(), Discriminator().eval()
     parameters = dict(generator.named_parameters()) | dict(discriminator.named_parameters())
     assert not any("embed" in name for name in parameters)
     assert generator.project.in_features == 100
