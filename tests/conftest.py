@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import dcgan
 from common import dataset, detective
 
 REPO = Path(__file__).resolve().parent.parent
@@ -43,6 +45,21 @@ def run_script(script, *arguments):
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return status, message
+
+
+NARROW = {
+    "generator": {"widths": (64, 48, 32, 16), "bilinear": False},
+    "discriminator": {"widths": (16, 32, 64), "texture": False},
+}
+
+
+@contextlib.contextmanager
+def networks(generator, discriminator):
+    """As if the networks in dcgan.py had other default arguments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dcgan, "Generator", partial(dcgan.Generator, **generator))
+        patch.setattr(dcgan, "Discriminator", partial(dcgan.Discriminator, **discriminator))
+        yield
 
 
 def write_phantoms(phantom_dir, n, **changes):

@@ -1,21 +1,19 @@
 """Runs outlive the program: old checkpoints, other widths, optimisers and losses."""
 
-import contextlib
 import re
 import shutil
 import signal
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, rewrite, signal_in_step
+from conftest import NARROW, REPO, networks, rewrite, signal_in_step
 from test_report import SHORT
 from test_training import assert_same_run
 
-import dcgan
 from common import checkpoint, sampling
+from dcgan import Generator
 
 CHECKPOINT = Path("models/phantom/checkpoint.pt")
 SNAPSHOT = Path("models/phantom/generator_epoch_0001.pt")
@@ -56,15 +54,6 @@ NEW_KEYS = {"model_args", "recipe", "machine"}
 OLD_NETWORKS = {"generator": {"bilinear": False}, "discriminator": {"texture": False}}
 
 
-@contextlib.contextmanager
-def defaults(generator, discriminator):
-    """As if the networks in dcgan.py had other default arguments."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dcgan, "Generator", partial(dcgan.Generator, **generator))
-        patch.setattr(dcgan, "Discriminator", partial(dcgan.Discriminator, **discriminator))
-        yield
-
-
 def in_the_old_layout(content):
     """The content of a checkpoint or snapshot as an old program would have written it."""
     old = {OLD_KEYS.get(key, key): x for key, x in content.items() if key not in NEW_KEYS}
@@ -100,7 +89,7 @@ def export(run, *arguments):
 def test_a_run_of_an_old_program_resumes_reports_and_exports(run, small, conditional):
     small += [f"--CONDITIONAL={conditional}", "--EPOCHS=2"]
     constant_rate = "--LR_DECAY_START=1000000000"  # as it was then
-    with defaults(**OLD_NETWORKS):
+    with networks(**OLD_NETWORKS):
         assert run("train_model.py", *small, constant_rate, "--RUN_NAME=straight").status == 0
         with signal_in_step(4, signal.SIGINT):  # in the middle of the second epoch
             assert run("train_model.py", *small, constant_rate).status == 130
@@ -139,15 +128,14 @@ def edit(tmp_path):
 
 
 def test_a_run_of_other_widths_loads_everywhere_and_resumes(run, small):
-    other = {"generator": {"widths": (24, 20, 16, 12)}, "discriminator": {"widths": (8, 12, 16)}}
-    with defaults(**other):
+    with networks(**NARROW):
         assert run("train_model.py", *small, "--EPOCHS=2", "--RUN_NAME=straight").status == 0
         assert run("train_model.py", *small, "--EPOCHS=1").status == 0
 
     # From here on the networks have the widths again that dcgan.py comes with.
     generator = checkpoint.load_generator(SNAPSHOT)
     assert sampling.draw(generator, torch.randn(3, 100)).shape == (3, 1, 28, 28)
-    assert sum(p.numel() for p in generator.parameters()) < 100_000
+    assert generator.project.weight.numel() < Generator().project.weight.numel()
     assert run("generate_report.py", *SHORT).status == 0
     assert run("generate_images.py", "--N_IMAGES=10").status == 0
     assert run("train_model.py", *small, "--EPOCHS=2").status == 0
