@@ -68,7 +68,7 @@ class Number:
 class Text:
     """A text that a regular expression matches whole; by default any that can be written."""
 
-    pattern: str = r"[^\0\ud800-\udfff]*"
+    pattern: str = r"[^\0-\x08\x0b-\x1f\x7f\ud800-\udfff]*"  # no escape codes for a terminal
     words: str = "a text"
 
     def check(self, value, name):
@@ -117,9 +117,9 @@ class Tensor:
 
     def check(self, value, name):
         demand(isinstance(value, torch.Tensor), name, f"is {describe(value)}, not a tensor")
-        plain = type(value) in (torch.Tensor, torch.nn.Parameter) and not value.is_nested
+        plain = type(value) is torch.Tensor and not value.requires_grad and not value.is_nested
         plain = plain and value.layout == torch.strided and value.device.type == "cpu"
-        demand(plain, name, f"is {describe(value)} of another layout than dense, in memory")
+        demand(plain, name, f"is {describe(value)} that is not plain, dense and in memory")
         odd = value.is_quantized or value.is_complex()
         if odd or self.dtype not in (None, value.dtype):
             wanted = str(self.dtype or "real numbers").removeprefix("torch.")

@@ -28,6 +28,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # forks of a process with threads may hang
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
+from conftest import signal_in_step
 from forks import finish, run, start
 from odd_values import put_odd_value
 
@@ -35,7 +36,7 @@ import dcgan
 import generate_images  # noqa: F401, for the forks
 import generate_report  # noqa: F401
 import train_model  # noqa: F401
-from common import dataset, phantom, schema, settings
+from common import checkpoint, dataset, phantom, schema, settings
 
 # --- Campaign ---
 FAULTS = 1000  # of all kinds together [20 to 1000000]
@@ -71,7 +72,7 @@ def result(script):
     for part in ("optimizer_g", "optimizer_d"):
         for state in saved[part]["state"].values():
             tensors += state.values()
-    rows = [{k: v for k, v in row.items() if "second" not in k} for row in saved["history"]]
+    rows = [[row["step"], row["loss_generator"], row["d_real"]] for row in saved["history"]]
     digest = hashlib.sha256(repr((saved["epoch"], saved["step"], rows)).encode())
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -106,8 +107,9 @@ def judge(command, outcome, before, wanted):
 def set_board(place):
     """Make a small data set and a stopped run. Returns the results without a fault."""
     os.chdir(place)
-    dcgan.Generator.__init__.__defaults__ = (100, 1, 0, (8, 8, 4, 4), True)
-    dcgan.Discriminator.__init__.__defaults__ = (1, 0, (4, 4, 8), True)
+    for network, widths in ((dcgan.Generator, (8, 8, 4, 4)), (dcgan.Discriminator, (4, 4, 8))):
+        defaults = checkpoint.constructor_args(network) | {"widths": widths}
+        network.__init__.__defaults__ = tuple(defaults.values())
     Path("disk").mkdir(), Path("data").mkdir()
     arrays = {}
     for seed, (split, n) in enumerate({"train": 400, "val": 20, "test": 60}.items()):
@@ -115,17 +117,8 @@ def set_board(place):
     np.savez_compressed("data/phantom.npz", **arrays)
     shutil.copytree("data", "saved/data")
 
-    forward, calls = dcgan.Generator.forward, []
-
-    def forward_with_signal(*inputs):
-        calls.append(1)
-        if len(calls) == 20:  # six steps, eleven batches at the end of the epoch, three steps
-            signal.raise_signal(signal.SIGTERM)
-        return forward(*inputs)
-
-    dcgan.Generator.forward = forward_with_signal
-    run(TRAIN)
-    dcgan.Generator.forward = forward
+    with signal_in_step(9, signal.SIGTERM):  # of six an epoch
+        run(TRAIN)
     saved = torch.load(RUN / "checkpoint.pt", weights_only=True)
     if saved["epoch"] != 1 or saved["images_seen"] == 0:
         sys.exit("the run was not stopped in the middle of its second epoch")

@@ -26,37 +26,39 @@ SHORT = ["--LATENT_DIM=10", "--METRIC_IMAGES=0", "--EPOCHS=3", "--CONDITIONAL=Tr
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """Networks of few weights, so that a checkpoint is written and read in no time."""
-    monkeypatch.setattr(dcgan.Generator.__init__, "__defaults__", (100, 1, 0, (8, 8, 4, 4), True))
-    monkeypatch.setattr(dcgan.Discriminator.__init__, "__defaults__", (1, 0, (4, 4, 8), True))
+    for network, widths in ((dcgan.Generator, (8, 8, 4, 4)), (dcgan.Discriminator, (4, 4, 8))):
+        defaults = checkpoint.constructor_args(network) | {"widths": widths}
+        monkeypatch.setattr(network.__init__, "__defaults__", tuple(defaults.values()))
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory):
-    return tmp_path_factory.mktemp("shelf")
+def kept(tmp_path_factory):
+    """A folder for what all these tests share."""
+    return tmp_path_factory.mktemp("kept")
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch, shelf):
+def small(tmp_path, monkeypatch, kept):
     """An empty working folder, and the arguments of a run on 200 phantoms: 3 steps an epoch."""
     monkeypatch.chdir(tmp_path)
-    if not (shelf / "data").exists():
-        (shelf / "data").mkdir()
+    if not (kept / "data").exists():
+        (kept / "data").mkdir()
         arrays = {}
         for seed, (split, n) in enumerate({"train": 200, "val": 20, "test": 60}.items()):
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = phantom.make_split(n, seed)
-        np.savez(shelf / "data" / "phantom.npz", **arrays)
-    return ["--DATASET=phantom", f"--DATA_DIR={shelf / 'data'}"]
+        np.savez(kept / "data" / "phantom.npz", **arrays)
+    return ["--DATASET=phantom", f"--DATA_DIR={kept / 'data'}"]
 
 
 @pytest.fixture
-def trained(run, small, shelf, monkeypatch):
+def trained(run, small, kept):
     """The arguments of a run that was stopped in its second epoch and stands in models/."""
-    if not (shelf / "models").exists():
+    if not (kept / "models").exists():
         with signal_in_step(5, signal.SIGINT):
             assert run("train_model.py", *small, *SHORT).status == 130
-        shutil.copytree("models", shelf / "models")
+        shutil.copytree("models", kept / "models")
     shutil.rmtree("models", ignore_errors=True)
-    shutil.copytree(shelf / "models", "models")
+    shutil.copytree(kept / "models", "models")
     return [*small, *SHORT]
 
 
@@ -142,6 +144,8 @@ ODD_TENSORS = {
     "complex": lambda x: x + 1j,
     "sparse": lambda x: x.to_sparse(),
     "expanded": expanded,
+    "with a gradient": lambda x: x.clone().requires_grad_(),
+    "that is a parameter": lambda x: torch.nn.Parameter(x.clone()),
     "on the meta device": lambda x: x.to("meta"),
     "with a nan": first(float("nan")),
     "with an inf": first(float("-inf")),
@@ -179,6 +183,8 @@ ODD_VALUES = {  # name: (change, words of the message)
     "an order of fractions": (put(lambda p: p.float(), "permutation"), "permutation"),
     "an order of pairs": (put(lambda p: p.view(-1, 2), "permutation"), "permutation"),
     "an empty order": (put(lambda p: p[:0].clone(), "permutation"), "permutation"),
+    "sums with a gradient": (put(lambda x: x.requires_grad_(), "running_sums"), "running_sums"),
+    "a history of escape codes": (put("\x1b[2J", "history", 0, "data_set"), "history 0 data_set"),
     "sums of nan": (put(first(float("nan")), "running_sums"), "running_sums"),
     "negative counts": (put(first(-3), "label_counts", "counts"), "label_counts counts"),
     "counts of fractions": (put(lambda c: c.double(), "label_counts", "counts"), "label_counts"),
@@ -372,23 +378,22 @@ OTHER_LAYOUTS = {
     "in the order of contiguous ones": lambda x: x.contiguous(),
     "a part of something larger": lambda x: torch.stack([x, x * 0], -1)[..., 0],
     "turned round": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
-    "with a gradient": lambda x: torch.nn.Parameter(x.clone()),
 }
 
 
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS.values(), ids=OTHER_LAYOUTS)
 def test_moments_in_another_memory_layout_are_resumed_from_bit_for_bit(
-    run, saved, trained, shelf, layout
+    run, saved, trained, kept, layout
 ):
-    if not (shelf / "finished.pt").exists():
+    if not (kept / "finished.pt").exists():
         assert run("train_model.py", *trained).status == 0
-        shutil.copy(CHECKPOINT, shelf / "finished.pt")
+        shutil.copy(CHECKPOINT, kept / "finished.pt")
     for part in ("optimizer_g", "optimizer_d"):
         for state in saved[part]["state"].values():
             state |= {key: layout(x) if x.ndim else x for key, x in state.items()}
     torch.save(saved, CHECKPOINT)
     assert forked(lambda: run("train_model.py", *trained).status) == 0
-    for ours, theirs in zip(weights(), weights(shelf / "finished.pt"), strict=True):
+    for ours, theirs in zip(weights(), weights(kept / "finished.pt"), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -425,7 +430,7 @@ def test_a_training_does_not_go_on_with_another_state_of_its_optimiser(run, save
     assert CHECKPOINT.read_bytes() == before
 
 
-def test_options_of_an_optimiser_are_those_of_the_script(run, saved, trained, shelf):
+def test_options_of_an_optimiser_are_those_of_the_script(run, saved, trained, kept):
     for group in saved["optimizer_g"]["param_groups"]:
         group |= {"maximize": True, "amsgrad": True, "capturable": True, "betas": (2.0, "a")}
     torch.save(saved, CHECKPOINT)
@@ -446,7 +451,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("code", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_every_optimiser_is_resumed_bit_for_bit(run, small, monkeypatch, tmp_path, code):
+def test_every_optimiser_is_resumed_bit_for_bit(run, small, tmp_path, code):
     script = Path(dcgan.__file__).with_name("train_model.py").read_text()
     for network in ("generator", "discriminator"):
         ours = f"torch.optim.Adam({network}.parameters(), **adam)"

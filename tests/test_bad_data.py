@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import dcgan
-from common import dataset, npz
+from common import checkpoint, dataset, npz
 from common.settings import UserError
 
 DATA = Path("data/pneumoniamnist.npz")
@@ -26,8 +26,9 @@ SHORT += ["--TRAINING=False", "--COLLAGE=False", "--FAILURES=False", "--N_SYNTHE
 def folder(tmp_path, monkeypatch):
     """An empty working folder, networks of few weights, and no network to the world."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dcgan.Generator.__init__, "__defaults__", (100, 1, 0, (8, 8, 4, 4), True))
-    monkeypatch.setattr(dcgan.Discriminator.__init__, "__defaults__", (1, 0, (4, 4, 8), True))
+    for network, widths in ((dcgan.Generator, (8, 8, 4, 4)), (dcgan.Discriminator, (4, 4, 8))):
+        defaults = checkpoint.constructor_args(network) | {"widths": widths}
+        monkeypatch.setattr(network.__init__, "__defaults__", tuple(defaults.values()))
     monkeypatch.setattr(dataset.download, "download", lambda *_: pytest.fail("downloads"))
 
 
