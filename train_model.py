@@ -74,7 +74,10 @@ def main(constants):
     folder = runs.run_folder(MODELS_DIR, RUN_NAME or DATASET)
     pictures = runs.run_folder(IMAGES_DIR, RUN_NAME or DATASET)
     with files.lock(folder):
-        saved = None if RESUME == "never" else checkpoint.find(folder, constants, MAY_CHANGE)
+        saved = None
+        if RESUME == "auto":
+            networks = {"generator": Generator, "discriminator": Discriminator}
+            saved = checkpoint.find(folder, constants, MAY_CHANGE, networks)
         if saved and saved["epoch"] >= EPOCHS:
             print(f"{folder} is finished, after epoch {saved['epoch']}.")
             print("To see it: python generate_report.py. To train it longer: raise EPOCHS.")

@@ -155,15 +155,19 @@ def rebuild_discriminator(saved, path):
 
 def rebuild(architecture, arguments, state, path):
     """Return a network in eval mode, channels_last as in training, so that no bit differs."""
-    path = Path(path)
+    check_architecture(architecture, arguments, state, path)
+    network = architecture(**arguments)
+    restore(network, state, path)
+    return network.eval().to(memory_format=torch.channels_last)
+
+
+def check_architecture(architecture, arguments, state, path):
+    """Raise UserError unless a class with these arguments has the weights of a state dict."""
     try:
         compare(architecture, arguments, state)
     except Exception as error:  # whatever constructor arguments of another class lead to
         if "meta" not in str(error):  # a class of one's own may look at its values
             refuse_architecture(path, error)
-    network = architecture(**arguments)
-    restore(network, state, path)
-    return network.eval().to(memory_format=torch.channels_last)
 
 
 def restore(network, state, path):
@@ -191,11 +195,12 @@ def refuse_architecture(path, error):
     ) from None
 
 
-def find(folder, constants, may_change):
+def find(folder, constants, may_change, networks):
     """Return the checkpoint of a run's folder to resume, or None if the folder is empty.
 
-    constants: those of the script now, {name: value}; may_change: names that may differ. Raises
-    UserError if another one differs or the checkpoint cannot be read.
+    constants: those of the script now, {name: value}; may_change: names that may differ; networks:
+    {name: class}. Raises UserError if another constant differs, a class does not fit the weights,
+    or the checkpoint cannot be read.
     """
     path = folder / "checkpoint.pt"
     with files.reading(path):
@@ -219,6 +224,8 @@ def find(folder, constants, may_change):
             f"{folder} was trained with other settings: {'; '.join(changed)}. Change them "
             "back, choose another RUN_NAME, or archive the run with --RESUME=never"
         )
+    for name, network in networks.items():
+        check_architecture(network, saved["model_args"].get(name), saved[name], path)
     return saved
 
 
