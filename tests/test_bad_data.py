@@ -19,7 +19,13 @@ from common.settings import UserError
 DATA = Path("data/pneumoniamnist.npz")
 NAME = ["--DATASET=pneumoniamnist", "--LATENT_DIM=10", "--METRIC_IMAGES=0", "--EPOCHS=1"]
 SHORT = ["--BLIND_TEST=False", "--NUMBERS=False", "--DIVERSITY=False", "--LATENT_SPACE=False"]
-SHORT += ["--TRAINING=False", "--COLLAGE=False", "--FAILURES=False", "--N_SYNTHETIC=40"]
+SHORT += [
+    "--DETECTIVE=False",
+    "--TRAINING=False",
+    "--COLLAGE=False",
+    "--FAILURES=False",
+    "--N_SYNTHETIC=40",
+]
 
 
 @pytest.fixture(autouse=True)
