@@ -79,9 +79,8 @@ def main(constants):
             networks = {"generator": Generator, "discriminator": Discriminator}
             saved = checkpoint.find(folder, constants, MAY_CHANGE, networks)
         if saved and saved["epoch"] >= EPOCHS:
-            print(f"{folder} is finished, after epoch {saved['epoch']}.")
+            print(f"{folder} is finished, after epoch {saved['epoch']}. RUN_NAME names a new run.")
             print("To see it: python generate_report.py. To train it longer: raise EPOCHS.")
-            print("To train anew: choose another RUN_NAME.")
             return
         images, labels, source = load_data()
         torch.manual_seed(SEED)

@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import dcgan
 from common import dataset, detective
+from common.settings import UserError
 
 REPO = Path(__file__).resolve().parent.parent
 REAL_DATA = [REPO / "data", REPO.parent / "shared" / "data"]  # where PneumoniaMNIST may lie
@@ -60,6 +61,15 @@ def networks(generator, discriminator):
         patch.setattr(dcgan, "Generator", partial(dcgan.Generator, **generator))
         patch.setattr(dcgan, "Discriminator", partial(dcgan.Discriminator, **discriminator))
         yield
+
+
+def refusal(action, *arguments):
+    """Return the one line in which an action is refused."""
+    with pytest.raises(UserError) as refused:
+        action(*arguments)
+    message = str(refused.value)
+    assert message.startswith("error: ") and message.isprintable()
+    return message
 
 
 def write_phantoms(phantom_dir, n, **changes):

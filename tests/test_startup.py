@@ -12,25 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, refusal
 
 import train_model
 from common import checkpoint, settings, startup
-from common.settings import UserError
 
 
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def refusal(action, *arguments):
-    """Return the one line in which an action is refused."""
-    with pytest.raises(UserError) as refused:
-        action(*arguments)
-    message = str(refused.value)
-    assert message.startswith("error: ") and message.isprintable()
-    return message
 
 
 # A script that starts as ours do, but without torch: a hundred of them take seconds.

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, refusal
 
 from common import checkpoint, download, files, runs
 from common.settings import UserError
@@ -28,15 +28,6 @@ ESCAPE = "\x1b[31m"
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def refusal(action, *arguments):
-    """Return the one line in which an action is refused."""
-    with pytest.raises(UserError) as refused:
-        action(*arguments)
-    message = str(refused.value)
-    assert message.startswith("error: ") and message.isprintable()
-    return message
 
 
 # Disks
