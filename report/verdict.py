@@ -25,9 +25,9 @@ def detective(captions, samples, generator, saved, out, options):
     doubts = test.logits(first["network"], first["synthetic"])
     accused = test.logits(first["network"], first["real"])
     pictures = {
-        "surest": ("synthetic", doubts.argsort(descending=True), "the surest to be synthetic"),
-        "best": ("synthetic", doubts.argsort(), "the likeliest to be real"),
-        "accused": ("real", accused.argsort(descending=True), "the likeliest to be synthetic"),
+        "surest": ("synthetic", doubts.argsort(descending=True), "that it is surest of"),
+        "best": ("synthetic", doubts.argsort(), "that look most real to it"),
+        "accused": ("real", accused.argsort(descending=True), "that look most synthetic to it"),
     }
     for key, (kind, order, what) in pictures.items():
         chosen, values = order[:EXAMPLES], doubts if kind == "synthetic" else accused
@@ -37,9 +37,9 @@ def detective(captions, samples, generator, saved, out, options):
             for probability, tile in zip(values[chosen].sigmoid().tolist(), tiles, strict=True)
         ]
         images = "synthetic images" if kind == "synthetic" else captions.originals
-        heading = f"{captions.about}\n{images}, {what} to a fresh CNN; below, its probability"
+        heading = f"{captions.about}\nfresh CNN: the {images} {what}; below, its P(synthetic)"
         path = out / f"detective_{key}.png"
-        alt = f"one of the {images} that are {what} to a fresh CNN"
+        alt = f"one of the {images} {what}, a fresh CNN"
         page[key] = plotting.save_tiles(path, heading, cells, EXAMPLES, scale, alt, below=True)
 
     # Show where it looks, and which frequencies are too strong or too weak.
@@ -75,6 +75,7 @@ def draw_spectrum(title, curves):
     for label, amplitudes in others:
         axes.plot((amplitudes / first[1]).tolist(), label=label)
     axes.set(xlabel="periods in 28 pixels", ylabel=f"amplitude / {first[0]}", xlim=(0, 20))
+    axes.set_xticks(range(0, 21, 2))
     axes.set_ylim(bottom=0)
     plotting.legend(axes)
     return figure
