@@ -310,6 +310,7 @@ def browser():
 def page(browser, played):
     """play.html, opened from its file; the test fails if it complained or asked for anything."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(300_000)  # ms; a busy machine is no fault of the page
     troubles = []
     page.on("console", lambda message: troubles.append(message.text))
     page.on("pageerror", lambda error: troubles.append(str(error)))
