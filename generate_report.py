@@ -93,6 +93,7 @@ def main(constants):
     files.remove_leftovers(out)
     by_label = BY_LABEL and saved["label_counts"]
     networks = (generator, saved, folder / "checkpoint.pt", path)
+    page = {}
     parts = {  # name: (wanted, function, what it needs)
         "collage": (COLLAGE, sections.collage, (captions, samples)),
         "blind_test": (BLIND_TEST, sections.blind_test, (captions, samples)),
@@ -104,9 +105,8 @@ def main(constants):
         "copies": (COPIES, evaluation.copies, (captions, samples, neighbours)),
         "latent_space": (LATENT_SPACE, sections.latent_space, (captions, generator, saved)),
         "failures": (FAILURES, evaluation.failures, (captions, samples, neighbours)),
-        "play": (PLAY, play.play, (captions, samples, *networks)),
+        "play": (PLAY, play.play, (captions, samples, *networks, page)),
     }
-    page = {}
     for name, (wanted, draw_section, inputs) in tqdm(parts.items(), "drawing", disable=None):
         if wanted:
             page[name] = draw_section(*inputs, out, options)

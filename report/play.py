@@ -33,11 +33,12 @@ REAL_IMAGES = 40  # training images in the game, at most
 SEED = 0  # of the latents that are looked at; what the page draws is new each time
 
 
-def play(captions, samples, generator, saved, path, data_path, out, options):
+def play(captions, samples, generator, saved, path, data_path, page, out, options):
     """Write play.html into the folder out. Returns None if the networks cannot be computed there.
 
-    saved: the content of the checkpoint at path; data_path: the file of the training images. The
-    other arguments are those of the sections of the report. Returns {"file": name} for its page.
+    saved: the content of the checkpoint at path; data_path: the file of the training images; page:
+    what the sections before returned, {name: dict}. The other arguments are those of the sections
+    of the report. Returns {"file": name} for its page.
     """
     size, name = samples.images.shape[-1], saved["settings"]["DATASET"]
     data = None
@@ -45,6 +46,9 @@ def play(captions, samples, generator, saved, path, data_path, out, options):
         try:
             discriminator = checkpoint.rebuild_discriminator(saved, path)
             data = collect(captions, samples, generator, discriminator, saved)
+            if rows := page.get("detective", {}).get("rows"):
+                row, n = rows[0][0], 2 * len(rows[0][0]["real"])
+                data["game"]["fresh"] = {"accuracy": row["accuracy"], "images": n}
         except layers.UnknownLayer as error:
             tqdm.write(
                 f"no play.html: play.js cannot compute {error}, which this run's networks do"
@@ -234,17 +238,17 @@ def tell(row, before=None):
 # --- The game ---
 
 
-def describe_game(samples, fresh=None):
+def describe_game(samples):
     """Return the training images of the game: the last in the order whose first the collage shows.
 
-    fresh: {"accuracy", "images"} of a detective trained from scratch, if it was measured.
+    "fresh" is None here; play puts the score of the report's fresh detective there if it has one.
     """
     images, labels = samples.shuffled[-REAL_IMAGES:], samples.shuffled_labels
     return {
         "real": layers.base64_of(images.permute(0, 2, 3, 1)),
         "count": len(images),
         "labels": None if labels is None else labels[-REAL_IMAGES:].int().tolist(),
-        "fresh": fresh,
+        "fresh": None,
     }
 
 
