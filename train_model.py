@@ -198,7 +198,7 @@ def train(images, labels, run, progress, model, folder, reference):
                 real = dataset.to_network(images[batch])
 
                 # Update D, G and the EMA.
-                set_learning_rate(model, progress.step + 1)
+                set_learning_rate(model, progress.step + 1, run.settings["LR_DECAY_START"])
                 progress.running_sums += train_step(real, labels[batch], model, dtype)
                 progress.images_seen += BATCH_SIZE
                 progress.step += 1
@@ -234,15 +234,15 @@ def train(images, labels, run, progress, model, folder, reference):
             last_save = time.monotonic()
 
 
-def set_learning_rate(model, step):
-    """Set LEARNING_RATE for the first LR_DECAY_START steps and LR_DECAY_START / step of it later.
+def set_learning_rate(model, step, decay_start):
+    """Set LEARNING_RATE for the first decay_start steps and decay_start / step of it later.
 
-    At a constant rate D gets the upper hand in long runs (docs/RESULTS.md). The rate depends on the
-    step alone, so that a finished run with more EPOCHS is the same as one that had them at once.
+    At a constant rate D gets the upper hand in long runs (docs/RESULTS.md); None keeps it, in a run
+    that began before there was a decay. The rate depends on the step alone, so that a finished run
+    with more EPOCHS is the same as one that had them at once.
     """
-    for optimizer in (model.optimizer_g, model.optimizer_d):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, LR_DECAY_START / step)
+    for group in model.optimizer_g.param_groups + model.optimizer_d.param_groups:
+        group["lr"] = LEARNING_RATE * min(1.0, (decay_start or step) / step)
 
 
 @startup.short_of_memory("BATCH_SIZE")

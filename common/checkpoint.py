@@ -217,7 +217,7 @@ def find(folder, constants, may_change, networks):
         f"{name} was {old!r} and is now {constants[name]!r}"
         for name, old in saved["settings"].items()
         if name in constants and name not in may_change and constants[name] != old
-        if (name, constants[name]) != ("DTYPE", "auto")
+        if (name, constants[name]) != ("DTYPE", "auto") and old is not None
     ]
     if changed:
         raise UserError(
@@ -267,8 +267,9 @@ def check_finite(progress, model, folder):
 def resume(saved, run, progress, model, path):
     """Restore networks, optimisers, progress and RNG state from what `load` read.
 
-    run: that of this process. Returns it with the fixed latents of the checkpoint. Raises UserError
-    if the data, the architecture, an optimiser or a loss is another one than the run began with.
+    run: that of this process. Returns it with the fixed latents of the checkpoint, and with None
+    for the settings that the program which began the run did not have. Raises UserError if the
+    data, the architecture, an optimiser or a loss is another one than the run began with.
     """
     folder = path.parent
     if saved["data_sha256"] != run.data_sha256:
@@ -301,4 +302,5 @@ def resume(saved, run, progress, model, path):
             torch.cuda.set_rng_state(saved["rng_cuda"], progress.running_sums.device)
     except (KeyError, RuntimeError, TypeError):
         refuse(path, "does not fit this run, its RNG states cannot be set")
-    return dataclasses.replace(run, fixed_latents=saved["fixed_latents"])
+    settings = run.settings | {key: x for key, x in saved["settings"].items() if x is None}
+    return dataclasses.replace(run, settings=settings, fixed_latents=saved["fixed_latents"])

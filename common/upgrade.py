@@ -39,7 +39,7 @@ def upgrade(content):
     settings, label_counts = content.get("settings"), content["label_counts"]
     if not isinstance(settings, dict) or not isinstance(label_counts, dict):
         return content
-    content["settings"] = {"LR_DECAY_START": 10**9} | {
+    content["settings"] = {"LR_DECAY_START": None} | {  # a run goes on without what it had not
         "DTYPE" if key == "PRECISION" else key: value for key, value in settings.items()
     }
     rows = label_counts.get("rows")

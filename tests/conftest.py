@@ -21,6 +21,10 @@ import dcgan
 from common import dataset, detective
 from common.settings import UserError
 
+# The threads of processes that share a few cores wait for each other, up to 70 times as long.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
 REPO = Path(__file__).resolve().parent.parent
 REAL_DATA = [REPO / "data", REPO.parent / "shared" / "data"]  # where PneumoniaMNIST may lie
 

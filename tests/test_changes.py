@@ -88,7 +88,8 @@ def export(run, *arguments):
 @pytest.mark.parametrize("conditional", [False, True])
 def test_a_run_of_an_old_program_resumes_reports_and_exports(run, small, conditional):
     small += [f"--CONDITIONAL={conditional}", "--EPOCHS=2"]
-    constant_rate = "--LR_DECAY_START=1000000000"  # as it was then
+    small += ["--LR_DECAY_START=2"]  # of today's program: an old run keeps its constant rate
+    constant_rate = "--LR_DECAY_START=1000000000"
     with networks(**OLD_NETWORKS):
         assert run("train_model.py", *small, constant_rate, "--RUN_NAME=straight").status == 0
         with signal_in_step(4, signal.SIGINT):  # in the middle of the second epoch
@@ -106,7 +107,9 @@ def test_a_run_of_an_old_program_resumes_reports_and_exports(run, small, conditi
     assert "not recorded in this checkpoint" in page  # the machine
     assert Path("images/phantom/epochs/epoch_0001.png").exists()
 
-    assert run("train_model.py", *small, constant_rate).status == 0
+    with signal_in_step(1, signal.SIGINT):  # resumed once, and once more
+        assert run("train_model.py", *small).status == 130
+    assert run("train_model.py", *small).status == 0
     assert_same_run("phantom", "straight")
 
 
