@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import dcgan
@@ -122,8 +123,14 @@ def ctrl_c():
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory):
     """A DATA_DIR with the whole phantom data set in it, drawn once for all tests."""
-    folder = tmp_path_factory.mktemp("phantom")
-    dataset.write_phantom(folder / "phantom.npz")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # shared by the processes that run tests
+    folder /= "phantom"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "phantom.npz").exists():
+            dataset.write_phantom(folder / "phantom.npz")
     return folder
 
 
