@@ -64,6 +64,10 @@ def main():
     n_whole = dataset.INFO[name]["n_samples"]["train"]
     n = N_IMAGES or n_whole
     real = {}
+    if FORMAT not in ("npz", "png"):  # its comment may have been edited
+        raise UserError(f'FORMAT={FORMAT}: legal values are "npz", "png"')
+    if VAL_AND_TEST not in ("empty", "real"):
+        raise UserError(f'VAL_AND_TEST={VAL_AND_TEST}: legal values are "empty", "real"')
     if VAL_AND_TEST == "real":
         if FORMAT == "png":
             raise UserError('VAL_AND_TEST=real: legal with FORMAT=png is "empty"')

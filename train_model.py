@@ -88,7 +88,7 @@ def main(constants):
         reference = fit_reference(images)
         if saved:
             run = checkpoint.resume(saved, run, progress, model, folder / "checkpoint.pt")
-        elif RESUME == "never" and (folder.exists() or pictures.exists()):
+        elif RESUME != "auto" and (folder.exists() or pictures.exists()):
             print(f"the run that was here is now called {runs.archive(folder, pictures)}")
         files.make_folder(folder)
         files.remove_leftovers(folder)
@@ -117,7 +117,7 @@ def new_run(images, labels, device, constants, saved):
     saved: the checkpoint that will be resumed, or None; its dtype is kept if DTYPE is "auto".
     """
     dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
-    dtype, _ = hardware.choose_dtype(dtype, device)
+    dtype = hardware.choose_dtype(dtype, device)
     channels, n_labels = images.shape[1], labels.shape[1]
     model_args = {
         "generator": checkpoint.constructor_args(Generator, LATENT_DIM, channels, n_labels),

@@ -44,7 +44,7 @@ def ours(images, device, seed):
 
     torch.manual_seed(seed)
     device = torch.device(device)
-    dtype, _ = hardware.choose_dtype("auto", device)
+    dtype = hardware.choose_dtype("auto", device)
     batch, half_life = train_model.BATCH_SIZE, train_model.EMA_HALF_LIFE
     model = train_model.build(model_args(channels=1, n_labels=0), device)
     networks = {"generator": model.generator, "discriminator": model.discriminator}

@@ -89,7 +89,7 @@ def main(constants):
         if max(sizes) > len(train[0]):
             raise UserError(f"SIZES={SIZES}: legal are at most {len(train[0])} and the word all")
         keep_settings(out, constants)
-        dtype, _ = hardware.choose_dtype("auto", torch.device("cpu"))
+        dtype = hardware.choose_dtype("auto", torch.device("cpu"))
         results = read_results(out / "results.csv")
         cells = [
             (n, condition, seed)

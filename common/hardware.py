@@ -51,22 +51,20 @@ def machine(device):
 
 
 def choose_dtype(dtype, device):
-    """Return the dtype of convolutions for "auto", "float32" or "bfloat16", and a reason.
+    """Return the dtype of convolutions for "auto", "float32" or "bfloat16".
 
     Raises UserError for another dtype.
     """
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UserError(f'DTYPE={dtype}: legal values are "auto", "float32", "bfloat16"')
     if dtype != "auto":
-        return dtype, "as set"
+        return dtype
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Without these instructions bfloat16 is emulated, slower than float32.
         fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    if fast:
-        return "bfloat16", "this hardware computes in it"
-    return "float32", "this hardware has no fast bfloat16"
+    return "bfloat16" if fast else "float32"
 
 
 def autocast(device, dtype):

@@ -60,12 +60,12 @@ OFF = (
 REPORT = ["generate_report.py", "--N_SYNTHETIC=60", *BOARD, *(f"--{part}=False" for part in OFF)]
 EXPORT = ["generate_images.py", "--N_IMAGES=60", "--VAL_AND_TEST=real", *BOARD]
 # In memory, where nothing waits for a disk.
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-RUN, PICTURES = Path("disk/models/phantom"), Path("disk/images/phantom")
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+_RUN, _PICTURES = Path("disk/models/phantom"), Path("disk/images/phantom")
 RESULTS = {
-    "train_model.py": RUN / "checkpoint.pt",
-    "generate_report.py": PICTURES / "synthetic" / "synthetic.npz",
-    "generate_images.py": PICTURES / "export" / "phantom.npz",
+    "train_model.py": _RUN / "checkpoint.pt",
+    "generate_report.py": _PICTURES / "synthetic" / "synthetic.npz",
+    "generate_images.py": _PICTURES / "export" / "phantom.npz",
 }
 
 
@@ -128,7 +128,7 @@ def set_board(place):
 
     with signal_in_step(9, signal.SIGTERM):  # of six an epoch
         run(TRAIN)
-    saved = torch.load(RUN / "checkpoint.pt", weights_only=True)
+    saved = torch.load(_RUN / "checkpoint.pt", weights_only=True)
     if saved["epoch"] != 1 or saved["images_seen"] == 0:
         sys.exit("the run was not stopped in the middle of its second epoch")
     shutil.copytree("disk", "saved/disk")
@@ -156,13 +156,13 @@ def reset(run_too=True):
 
 def odd_value(dice, wanted):
     command = dice.choice([TRAIN, TRAIN, REPORT, EXPORT])
-    done = put_odd_value(RUN / "checkpoint.pt", schema.CHECKPOINT, dice)
+    done = put_odd_value(_RUN / "checkpoint.pt", schema.CHECKPOINT, dice)
     before = contents()
     return f"{command[0]}: {done}", judge(command, run(command), before, wanted)
 
 
 def odd_snapshot(dice, wanted):
-    done = put_odd_value(RUN / "generator_epoch_0001.pt", schema.SNAPSHOT, dice)
+    done = put_odd_value(_RUN / "generator_epoch_0001.pt", schema.SNAPSHOT, dice)
     before = contents()
     return done, judge(REPORT, run(REPORT), before, wanted)
 
@@ -220,7 +220,7 @@ def wait(child, seconds):
 
 def again(command, wanted):
     """Return "" if the same command now brings the undisturbed result, or what went wrong."""
-    if (PICTURES / "export").exists() and command is EXPORT:  # it was whole before the kill
+    if (_PICTURES / "export").exists() and command is EXPORT:  # it was whole before the kill
         status, text = 0, ""
     else:
         status, text = run(command)
@@ -259,7 +259,7 @@ def full_disk(dice, wanted):
             file.write(bytes(max(0, free.f_bavail * free.f_frsize - room)))
     else:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-    checkpoint_before = (RUN / "checkpoint.pt").read_bytes()
+    checkpoint_before = (_RUN / "checkpoint.pt").read_bytes()
     child = start(command)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     status, text = finish(child)
@@ -267,7 +267,7 @@ def full_disk(dice, wanted):
     done = f"{command[0]}, {room:,} bytes"
     if "Traceback" in text or status not in (0, 1) or text.count("error: ") != status:
         return done, f"status {status}: {text[-700:]}"
-    if command is not TRAIN and (RUN / "checkpoint.pt").read_bytes() != checkpoint_before:
+    if command is not TRAIN and (_RUN / "checkpoint.pt").read_bytes() != checkpoint_before:
         return done, "another checkpoint"
     left = [str(path) for path in Path("disk").rglob(".*.tmp")]
     return done, f"{left} lies about" if left else again(command, wanted)
@@ -307,14 +307,14 @@ def serve():
 
 
 SPANS = {}  # script: seconds that it takes undisturbed
-CHECKPOINT, DATA = RUN / "checkpoint.pt", Path("data/phantom.npz")
+_CHECKPOINT, _DATA = _RUN / "checkpoint.pt", Path("data/phantom.npz")
 KINDS = {  # name: (share of all faults, how one is made)
     "odd value in a checkpoint": (0.36, odd_value),
     "odd value in the generator of an epoch": (0.06, odd_snapshot),
-    "checkpoint with flipped bits": (0.12, damaged(CHECKPOINT, damage)),
-    "checkpoint truncated": (0.06, damaged(CHECKPOINT, truncate)),
-    "data file with flipped bits": (0.10, damaged(DATA, damage)),
-    "data file truncated": (0.05, damaged(DATA, truncate)),
+    "checkpoint with flipped bits": (0.12, damaged(_CHECKPOINT, damage)),
+    "checkpoint truncated": (0.06, damaged(_CHECKPOINT, truncate)),
+    "data file with flipped bits": (0.10, damaged(_DATA, damage)),
+    "data file truncated": (0.05, damaged(_DATA, truncate)),
     "training killed": (0.08, killed(SAVING)),
     "report killed": (0.04, killed(REPORT)),
     "export killed": (0.04, killed(EXPORT)),
@@ -349,7 +349,7 @@ def work(faults, place):
 
 
 def main():
-    began, place = time.monotonic(), Path(tempfile.mkdtemp(prefix="campaign-", dir=MEMORY))
+    began, place = time.monotonic(), Path(tempfile.mkdtemp(prefix="campaign-", dir=_MEMORY))
     numbers = {kind: range(max(1, round(share * FAULTS))) for kind, (share, _) in KINDS.items()}
     faults = [(kind, number) for kind in KINDS for number in numbers[kind]]
     workers = {}
