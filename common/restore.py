@@ -124,4 +124,6 @@ def fill(made, old, number):
             raise ValueError(f"{key} of parameter {number} is negative")
         if key == "step" and bool((source != source.round()).any()):
             raise ValueError(f"{key} of parameter {number} is not a whole number")
+        if key == "step" and "exp_avg" in made and bool((source < 1).any()):
+            raise ValueError(f"{key} of parameter {number} is 0, but it has moments")
         value.copy_(source)

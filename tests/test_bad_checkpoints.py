@@ -392,6 +392,7 @@ ODD_OPTIMIZERS = {
     "no moments at all": put({}, "optimizer_g", "state"),
     "no moments of a weight": drop("optimizer_g", "state", 3),
     "a moment of none": put(None, "optimizer_g", "state", 3, "exp_avg"),
+    "no step": put(torch.tensor(0.0), "optimizer_g", "state", 3, "step"),
     "half a step": put(torch.tensor(0.5), "optimizer_g", "state", 3, "step"),
     "a step that is a truth": put(True, "optimizer_g", "state", 3, "step"),
     "no second moment": drop("optimizer_g", "state", 3, "exp_avg_sq"),

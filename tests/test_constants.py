@@ -11,6 +11,8 @@ from conftest import REPO
 from common import settings
 
 SCRIPTS = ["train_model.py", "generate_report.py", "generate_images.py"]
+BENCHMARKS = [f"benchmarks/{path.name}" for path in (REPO / "benchmarks").glob("*.py")]
+BENCHMARKS.remove("benchmarks/recipes.py")  # is imported by others
 CONSTANT = re.compile(r"^([A-Z][A-Z0-9_]*) = (.+?)  # (.+)$", re.MULTILINE)
 
 
@@ -42,6 +44,11 @@ def refusal(namespace, *arguments):
     message = str(refused.value)
     assert message.startswith("error: ") and message.isprintable()
     return message
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, *BENCHMARKS, "tests/campaign.py"])
+def test_constants_are_legal_as_they_are(script):
+    assert shipped(script)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
