@@ -88,9 +88,11 @@ def run(main, namespace, memory=()):
     """
     from common import settings
 
-    timers = []
+    timers, stopped, tell_unraisable = [], [], sys.unraisablehook
 
     def stop(number, _):
+        stopped.append(number)
+        sys.unraisablehook = lambda _: None  # the exception below, in a __del__
         for again in (signal.SIGINT, signal.SIGTERM):
             signal.signal(again, end_at_once)
         # A bare except or a __del__ may swallow what is raised here.
@@ -105,13 +107,20 @@ def run(main, namespace, memory=()):
     try:
         with short_of_memory(*memory), unusable_files():
             main(settings.override(namespace))
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # Compiled code may put an exception of its own in the place of the one that stop raised.
+        if isinstance(error, KeyboardInterrupt):
+            stopped.append(signal.SIGINT)
+        if not stopped:
+            raise
         signal.signal(signal.SIGINT, lambda number, _: end_at_once(number, line=""))
-        print("\ninterrupted; every file is complete, or as it was before")
-        sys.exit(130)
+        if stopped[0] == signal.SIGINT:
+            print("\ninterrupted; every file is complete, or as it was before")
+        sys.exit(128 + stopped[0])
     finally:
         for timer in timers:
             timer.cancel()
+        sys.unraisablehook = tell_unraisable
         sys.stdout.flush()
 
 

@@ -203,7 +203,7 @@ def killed(command):
             wait(child, moment)
             os.kill(child, number)
         _, text = finish(child)
-        wrong = "a traceback" if "Traceback" in text else again(command, wanted)
+        wrong = text[-500:] if "Traceback" in text else again(command, wanted)
         return f"{command[0]}, {number.name} after {moment:.3f} s", wrong
 
     return fault

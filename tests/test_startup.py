@@ -32,7 +32,7 @@ from common import startup
 
 startup.begin()
 LINES = 3  # to print [0 to 100000]
-LOADING, WORKING, DEAF = "", "", False
+LOADING, WORKING, DEAF, COMPILED = "", "", False, False
 
 if "load" in sys.argv:
     sys.argv.remove("load")
@@ -54,6 +54,8 @@ def main(constants):
             try:
                 time.sleep(20)
             except BaseException:
+                if COMPILED:
+                    raise ValueError("no such matrix")
                 if not DEAF:
                     raise
             print("went on")
@@ -176,6 +178,12 @@ def test_ctrl_c_ends_a_script_with_one_line(begin, arguments, times):
 )
 def test_a_signal_ends_a_script_that_swallows_the_exception(begin, number, status):
     assert told(begin("--WORKING=True", "--DEAF=True"), number)[0] == status
+
+
+def test_a_signal_in_compiled_code_that_makes_another_error_of_it_shows_no_traceback(begin):
+    options = ["--WORKING=True", "--COMPILED=True"]
+    assert told(begin(*options), signal.SIGTERM) == (143, [])
+    assert told(begin(*options), signal.SIGINT) == (130, [INTERRUPTED])
 
 
 def test_sigterm_ends_a_script_with_its_status(begin):
