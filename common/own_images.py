@@ -13,31 +13,23 @@ import os
 import re
 import stat
 import unicodedata
-import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
-from common import dicom, files, npz
+from common import files, npz, pictures
 from common.settings import UserError, printable
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 SPLITS = ("train", "val", "test")
 FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
 SHARES = (0.7, 0.8)  # ends of train and val where there are no splits; the rest is test
 SPLIT_SEED = 0  # of these splits: the file is the same for all runs
 MAX_LABELS = 256  # a label is a byte in the files of generate_images.py
-COLOURLESS = 4  # grey levels by which R, G and B of a grey image differ at most, after a JPEG
-TIFF_PHOTOMETRIC = 262  # the tag; 0 in it: white is 0, which Pillow minds at 8 bits only
 ROWS = 256  # images of an .npz in memory at a time
 VERSION = 1  # of the reading; a higher one has all images read again
-
-
-class Unusable(Exception):
-    """An image cannot be used; the message says why."""
 
 
 def is_path(text):
@@ -169,7 +161,7 @@ def list_images(source):
                     continue
                 if entry.is_dir():
                     folders.append(((*parts, entry.name), entry.path))
-                elif entry.name.lower().endswith(SUFFIXES):
+                elif entry.name.lower().endswith(pictures.SUFFIXES):
                     about = entry.stat()
                     if stat.S_ISREG(about.st_mode):
                         found.append(((*parts, entry.name), about.st_size, about.st_mtime_ns))
@@ -214,20 +206,20 @@ def read_folder(root, paths, target, size):
             f"{len(paths) - len(used):,} images beside the folders of splits or labels are passed "
             f"over, the first is {printable(os.path.join(*beside))}"
         )
-    needs = next((paths[number] for number in used if is_dicom(paths[number][-1])), None)
+    needs = next((paths[number] for number in used if pictures.is_dicom(paths[number][-1])), None)
     if needs:
-        dicom.demand_pydicom(root.joinpath(*needs))
+        pictures.demand_pydicom(root.joinpath(*needs))
 
     images = np.empty((len(used), size, size), np.uint8)
     kept, bad, own_range, coloured = [], [], 0, []
     for number in tqdm(used, "reading", unit=" images", disable=None):
         path = os.path.join(*paths[number])
         try:
-            pixels, by_own_range = read_image(root / path, size)
+            pixels, by_own_range = pictures.read_image(root / path, size)
         except MemoryError:
             raise
         except Exception as error:  # Pillow and pydicom raise dozens of kinds for damaged files
-            cause = error if isinstance(error, Unusable) else type(error).__name__
+            cause = error if isinstance(error, pictures.Unusable) else type(error).__name__
             bad.append(f"{printable(path)} ({cause})")
             continue
         if pixels.ndim == 3:
@@ -285,62 +277,6 @@ def divide(root, images, splits, labels):
     return arrays
 
 
-def is_dicom(name):
-    return name.lower().endswith(".dcm")
-
-
-def read_image(path, size):
-    """Return (pixels, own_range) of an image file, cropped to its central square and resized.
-
-    pixels: uint8 (size, size), or (size, size, 3) if it has colour; own_range: whether it has more
-    than 8 bits and was scaled by the range of its own values. Raises Unusable if it is too small,
-    and many kinds of exceptions if it is damaged.
-    """
-    if is_dicom(path.name):
-        pixels, own_range = dicom.read(path)
-        image = Image.fromarray(pixels)
-    else:
-        image, own_range = open_image(path)
-    pixels = square(image, size)
-    if pixels.ndim == 3 and np.ptp(pixels, axis=-1).max() <= COLOURLESS:
-        pixels = np.asarray(Image.fromarray(pixels).convert("L"))
-    return pixels, own_range
-
-
-def open_image(path):
-    """Return (picture, own_range) of a PNG, JPEG or TIFF file, upright; its mode is L, RGB or F."""
-    quiet = warnings.catch_warnings(action="ignore")  # of odd metadata
-    with quiet, Image.open(path, formats=("PNG", "JPEG", "TIFF")) as opened:
-        image = ImageOps.exif_transpose(opened)
-        white_is_zero = getattr(opened, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image)
-        ends = [values.min(), values.max()]
-        return Image.fromarray(dicom.to_greys(values, *sorted(ends, reverse=white_is_zero))), True
-    if image.mode in ("1", "L"):
-        return image.convert("L"), False
-    if image.has_transparency_data:  # what is transparent is to be black
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return image.convert("RGB"), False
-
-
-def square(image, size):
-    """Return the central square of a picture as uint8 (size, size), or (size, size, 3) in colour.
-
-    Pixels are averaged over areas (Pillow's box filter). Raises Unusable if it is smaller.
-    """
-    width, height = image.size
-    side = min(width, height)
-    if side < size:
-        raise Unusable(f"{width}x{height} pixels, fewer than {size}")
-    left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side)
-    small = image.resize((size, size), Image.Resampling.BOX, box, reducing_gap=None)
-    pixels = np.asarray(small)
-    return pixels.round().astype(np.uint8) if small.mode == "F" else pixels
-
-
 # --- An .npz ---
 
 
@@ -376,7 +312,9 @@ def read_npz(path, size):
                 with tqdm(total=n, desc=split, unit=" images", disable=None) as bar:
                     for start, images in npz.read_rows(archive, pixels, ROWS):
                         if shape[0] != size:
-                            images = [square(Image.fromarray(image), size) for image in images]
+                            images = [
+                                pictures.square(Image.fromarray(image), size) for image in images
+                            ]
                         small[start : start + len(images)] = images
                         bar.update(len(images))
                 arrays[truth] = npz.read_array(archive, truth, np.int64)
