@@ -112,29 +112,28 @@ def is_made_from(target, made_from, source):
 def describe(path, name):
     """Return what is known of the images in a file that read_once made, as medmnist.INFO has it.
 
-    Labels without names are called 0, 1, ... Raises UserError for names that are no labels.
+    Labels without names are called 0, 1, ... Raises UserError if the file is damaged, or its
+    label_names are none.
     """
-    with files.reading(path), zipfile.ZipFile(path) as archive:
-        counts = {split: npz.read_header(archive, f"{split}_images")[0][0] for split in SPLITS}
-        columns = (*npz.read_header(archive, "train_labels")[0], 1)[1]
-        if "label_names.npy" in archive.namelist():
-            try:
-                names = [printable(text)[:200] for text in npz.read_texts(archive, "label_names")]
-            except (ValueError, npz.Damaged):
-                raise UserError(f"{path} has label_names that are no texts, (K,)") from None
-            if len(set(names)) < len(names) or "" in names or len(names) > MAX_LABELS:
-                raise UserError(
-                    f"{path} has label_names of which one is empty or there twice, or more than "
-                    f"{MAX_LABELS}"
-                )
-        else:
+    try:
+        with files.reading(path), zipfile.ZipFile(path) as archive:
+            counts = {split: npz.read_header(archive, f"{split}_images")[0][0] for split in SPLITS}
             labels = npz.read_array(archive, "train_labels", np.int64)
-            highest = int(labels.max(initial=0)) if columns == 1 else columns - 1
-            names = [str(number) for number in range(highest + 1)] if highest < MAX_LABELS else []
+            columns = labels.shape[1] if labels.ndim == 2 else 1
+            if "label_names.npy" in archive.namelist():
+                names = [printable(text)[:200] for text in npz.read_texts(archive, "label_names")]
+            else:
+                highest = int(labels.max(initial=0)) if columns == 1 else columns - 1
+                names = [str(number) for number in range(min(highest + 1, MAX_LABELS))]
+    except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
+        cause = error if isinstance(error, npz.Damaged) else type(error).__name__
+        raise UserError(f"{path} cannot be read ({cause}). Move it away.") from None
+    if len({*names, ""}) <= len(names):
+        raise UserError(f"{path} has label_names that are empty or there twice. Name each label.")
     return {
         "python_class": name,
         "task": "multi-label, binary-class" if columns > 1 else "multi-class",
-        "label": {str(number): label for number, label in enumerate(names)},
+        "label": {str(number): label for number, label in enumerate(names[:MAX_LABELS])},
         "n_samples": counts,
     }
 
@@ -273,7 +272,7 @@ def divide(root, images, splits, labels):
     if not counts["train"]:
         raise UserError(f"none of the images in {root} can be used for training")
     words = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    print(f"images     {words}" + (f"; {len(names)} labels" if names else "; no labels"))
+    print(f"read {words} images, {len(names) or 'no'} labels")
     return arrays
 
 

@@ -332,6 +332,22 @@ def test_an_npz_of_another_kind_is_refused(changes, words):
     assert words in refusal(load, "mine.npz") and not Path("data/mine_28.npz").exists()
 
 
+@pytest.mark.parametrize("given", [["a", "a"], ["a", ""]])
+def test_a_label_needs_a_name_of_its_own(given):
+    write_npz("mine.npz", 28, label_names=np.array(given))
+    load("mine.npz")
+    assert "label_names that are empty or there twice" in refusal(names, "mine.npz")
+
+
+def test_a_name_cannot_be_an_escape_code_and_numbers_are_no_names_beyond_a_byte():
+    write_npz("mine.npz", 28, label_names=np.array(["a\x9b31m", "\ud800"]))
+    load("mine.npz")
+    assert names("mine.npz") == ["a\\x9b31m", "\\ud800"]
+    write_npz("many.npz", 28, train_labels=np.full((10, 1), 10**9))
+    load("many.npz")
+    assert len(names("many.npz")) == 256
+
+
 def test_a_file_that_is_no_npz_is_refused():
     save("a.png")
     assert "cannot be read as an .npz file" in refusal(load, "./a.png")
