@@ -53,7 +53,9 @@ SETTINGS = Table(
     },
     others=VALUE,
 )
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of your own images: it is part of file names
+NAME = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+)  # of your own images: it is part of file names
 LABEL = Text(r"[^\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}", "a label")
 INFO = Table(  # what is used of a table of medmnist.INFO
     {
@@ -163,8 +165,8 @@ def check_relations(saved):
     name, info, labels = settings["DATASET"], saved["info"], 0
     if name not in dataset.NAMES:
         known = f"is {describe(name)}; known are {', '.join(dataset.NAMES)}"
-        demand(info and NAME.fullmatch(name) and len(name) <= 100, "settings DATASET", known)
-        demand(info["python_class"] == name, "info python_class", f"is not {name}")
+        own = info and info["python_class"] == name and NAME.fullmatch(name)
+        demand(own, "settings DATASET", known)
         names = dataset.label_names(info)
         demand(len({*names}) == len(names), "info label", "has the same name twice")
     conditional = settings.get("CONDITIONAL", bool(label_counts))

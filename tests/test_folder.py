@@ -520,7 +520,7 @@ def test_a_run_whose_images_have_changed_is_not_resumed(own, run):
 ODD = {
     "a path": (("settings", "DATASET"), "../chest_xray", "settings DATASET"),
     "an absolute path": (("settings", "DATASET"), "/tmp/chest_xray", "settings DATASET"),
-    "another name": (("settings", "DATASET"), "other", "info python_class"),
+    "another name": (("settings", "DATASET"), "other", "settings DATASET"),
     "no labels": (("info",), None, "settings DATASET"),
     "a title of escape codes": (("info", "python_class"), "\x1b[31m", "info python_class"),
     "a label of escape codes": (("info", "label", "0"), "\x1b[31m", "info label 0"),
