@@ -273,7 +273,7 @@ def test_pages_of_larger_images_say_why_they_cannot_be_played(tmp_path):
     samples = SimpleNamespace(images=torch.zeros(2, 1, 128, 128))
     saved = {"settings": {"DATASET": "phantom"}, "info": {}}
     paths = (tmp_path / "checkpoint.pt", tmp_path / "phantom.npz")
-    assert play.play(captions, samples, None, saved, *paths, tmp_path, None)
+    assert play.play(captions, samples, None, saved, *paths, {}, tmp_path, None)
     html = (tmp_path / "play.html").read_text(encoding="utf-8")
     assert "128 x 128 pixels" in html and "up to 64 pixels" in html and "<script" not in html
 
