@@ -61,7 +61,7 @@ def main():
     name = saved["settings"]["DATASET"]
     label_counts, about_labels = choose_labels(saved, folder)
     generator = checkpoint.rebuild_generator(saved, path)
-    n_whole = dataset.INFO[name]["n_samples"]["train"]
+    n_whole = saved["info"]["n_samples"]["train"]
     n = N_IMAGES or n_whole
     real = {}
     if FORMAT not in ("npz", "png"):  # its comment may have been edited
@@ -81,13 +81,15 @@ def main():
         print(f"labels     {about_labels}")
         print(f"images     {n:,} to {out}")
         if FORMAT == "npz":
-            write_npz(hidden / f"{name}.npz", generator, label_counts, n, saved, real)
+            write_npz(dataset.data_file(name, hidden), generator, label_counts, n, saved, real)
         else:
             write_pngs(hidden, generator, label_counts, n, saved)
         about = describe(saved, folder, path, n, about_labels, real)
         (hidden / "ABOUT.txt").write_text(about, "utf-8", "backslashreplace")
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}")
-    if FORMAT == "npz" and name != "phantom":
+    if FORMAT == "npz" and name not in dataset.NAMES:
+        print(f'to load it: numpy.load("{dataset.data_file(name, out)}")')
+    elif FORMAT == "npz" and name != "phantom":
         title = dataset.title(name)
         print(f'to load it: medmnist.{title}(split="train", root="{out}", download=False)')
         if n != n_whole:
@@ -103,7 +105,7 @@ def load_real(saved, data_dir):
     for split in ("val", "test"):
         about = checkpoint.describe_data(saved)
         images, labels, source = dataset.load(name, split, data_dir, trained_on=about)
-        path = Path(data_dir) / f"{name}.npz"
+        path = dataset.data_file(name, data_dir)
         dataset.check_channels(path, split, images, saved["channels"])
         if ((labels < 0) | (labels > 255)).any():  # the export holds bytes
             span = f"{labels.min()} to {labels.max()}, not 0 to 255"
@@ -118,7 +120,7 @@ def choose_labels(saved, folder):
     The first is a dict as dataset.count_labels returns. Raises UserError if the run was trained on
     no image that has one of LABELS, or if no image can have all of them.
     """
-    seen, name = saved["label_counts"], saved["settings"]["DATASET"]
+    seen, info = saved["label_counts"], saved["info"]
     if not seen:
         if LABELS != _AS_TRAINED:
             raise UserError(
@@ -128,8 +130,8 @@ def choose_labels(saved, folder):
         return {}, "none, the run was trained without"
     if LABELS == _AS_TRAINED:
         return seen, f"as frequent and as combined as in {seen['counts'].sum():,} training images"
-    legal, multilabel = dataset.single_labels(name, seen), dataset.is_multilabel(name)
-    given = [label.strip() for label in LABELS.split("+")]
+    legal, multilabel = dataset.single_labels(info, seen), dataset.is_multilabel(info)
+    given = [LABELS] if LABELS in legal else [label.strip() for label in LABELS.split("+")]
     for label in given:
         if label not in legal:
             quoted = ", ".join(f'"{word}"' for word in [_AS_TRAINED, *legal])
@@ -139,7 +141,7 @@ def choose_labels(saved, folder):
                 f"Legal are {quoted}{mix}"
             )
     if len(given) > 1 and (not multilabel or dataset.NO_FINDING in given):
-        raise UserError(f"LABELS={LABELS}: no image of {dataset.title(name)} can have all of them")
+        raise UserError(f"LABELS={LABELS}: no image of {dataset.title(info)} can have all of them")
     row = torch.stack([legal[label] for label in given]).amax(dim=0)
     count = int(seen["counts"][(seen["rows"] == row).all(dim=1)].sum())
     description = f"{LABELS}, exactly as in {count:,} training images"
@@ -170,11 +172,11 @@ def write_npz(path, generator, label_counts, n, saved, real):
 
     real: {split: (images, labels, source)} to copy; a split that is not in it is left empty.
     """
-    name = saved["settings"]["DATASET"]
+    info = saved["info"]
     shape = (28, 28) if saved["channels"] == 1 else (28, 28, 3)
     images = (chunk for chunk, _ in draw_images(generator, label_counts, n))
-    labels = (decode_labels(name, vectors) for vectors in draw_labels(label_counts, n))
-    columns = decode_labels(name, next(draw_labels(label_counts, 1))).shape[1]
+    labels = (decode_labels(info, vectors) for vectors in draw_labels(label_counts, n))
+    columns = decode_labels(info, next(draw_labels(label_counts, 1))).shape[1]
     with zipfile.ZipFile(path, "w") as archive:
         write_array(archive, "train_images", (n, *shape), images)
         write_array(archive, "train_labels", (n, columns), labels)
@@ -187,8 +189,8 @@ def write_npz(path, generator, label_counts, n, saved, real):
             write_array(archive, f"{split}_labels", labels.shape, [labels])
 
 
-def decode_labels(name, vectors):
-    return dataset.decode_labels(name, vectors).numpy()
+def decode_labels(info, vectors):
+    return dataset.decode_labels(info, vectors).numpy()
 
 
 def write_array(archive, name, shape, chunks):
@@ -206,7 +208,7 @@ def write_pngs(folder, generator, label_counts, n, saved):
     """Write 0000000.png ... and labels.csv: a row for each file, a column of 0 and 1 per label."""
     note = PngImagePlugin.PngInfo()
     note.add_text("Description", "synthetic image, shows no patient, not for clinical use")
-    names = dataset.label_names(saved["settings"]["DATASET"]) if label_counts else []
+    names = dataset.label_names(saved["info"]) if label_counts else []
     with open(folder / "labels.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", *names])
@@ -220,7 +222,7 @@ def write_pngs(folder, generator, label_counts, n, saved):
 
 def describe(saved, folder, path, n, about_labels, real):
     """Return the text of ABOUT.txt: what the images are, and how to draw them again."""
-    trained, info = saved["settings"], dataset.INFO[saved["settings"]["DATASET"]]
+    trained, info = saved["settings"], saved["info"]
     kept = [f"{key}={value!r}" for key, value in trained.items() if not key.endswith("_DIR")]
     lines = [
         "SYNTHETIC IMAGES. NOT FOR CLINICAL USE.",
@@ -233,7 +235,7 @@ def describe(saved, folder, path, n, about_labels, real):
         f"run         {folder.name}, epoch {saved['epoch']} of {trained['EPOCHS']}",
         f"checkpoint  {path.name}, SHA-256 {saved['file_sha256']}",
         f"made by     generate_images.py, torch {torch.__version__}",
-        f"learned     {dataset.title(trained['DATASET'])}, training split",
+        f"learned     {dataset.title(info)}, training split",
         textwrap.fill(f"settings    {', '.join(kept)}", 100, subsequent_indent=" " * 12),
     ]
     if FORMAT == "npz":
@@ -249,6 +251,9 @@ def describe(saved, folder, path, n, about_labels, real):
         lines += ["", f"The images learned from are MedMNIST's, {info['license']}; to be cited:"]
         lines.append("Yang et al. MedMNIST v2. Scientific Data 10, 41 (2023), and their sources")
         lines.append("as medmnist.com names them.")
+    elif trained["DATASET"] not in dataset.NAMES:
+        lines += ["", f"The images learned from are {dataset.OWN}: their licence and what is to be"]
+        lines.append("cited for them are known to whoever trained the run.")
     else:
         lines += [
             "",

@@ -138,7 +138,7 @@ def describe(saved, snapshots):
     else:
         when, why = "before the first step", "nothing is trained yet"
     return Captions(
-        name=dataset.title(trained["DATASET"]),
+        name=dataset.title(saved["info"]),
         original="phantom" if phantom else "real",
         originals="phantoms" if phantom else "real images",
         epoch=epoch,
@@ -157,13 +157,13 @@ def load_training_images(saved):
     folder = DATA_DIR or trained["DATA_DIR"]
     name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
     images, labels, source = dataset.load(name, "train", folder, fraction, seed, trained_on)
-    labels = dataset.encode_labels(name, labels) if trained.get("CONDITIONAL") else None
+    labels = dataset.encode_labels(saved["info"], labels) if trained.get("CONDITIONAL") else None
     if dataset.sha256(images, labels) != saved["data_sha256"]:
         raise UserError(
             f"{source}: these are not the images that the run was trained on. {trained_on}; give "
             "the folder of that file as --DATA_DIR"
         )
-    return images, labels, Path(folder) / f"{name}.npz"
+    return images, labels, dataset.data_file(name, folder)
 
 
 def load_held_out(path, name, like):
@@ -280,7 +280,8 @@ def write_page(page, captions, samples, saved, data_path, path):
         samples=samples,
         saved=saved,
         trained=trained,
-        info=dataset.INFO[name],
+        info=saved["info"],
+        own=name not in dataset.NAMES,
         source=f"{data_path.name}, {dataset.provenance(name, data_path)}",
         is_official=dataset.is_official(name, data_path),
         settings={key: value for key, value in trained.items() if key not in HIDDEN},

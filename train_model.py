@@ -19,7 +19,6 @@ if __name__ == "__main__":
 import copy
 import shlex
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,7 @@ from common.settings import UserError
 from dcgan import Discriminator, Generator
 
 # --- Data ---
-DATASET = "chestmnist"  # a 2-D MedMNIST data set, or "phantom": computer-drawn, needs no network
+DATASET = "chestmnist"  # a 2-D MedMNIST data set, "phantom" (drawn), or the path of your own images
 DATA_DIR = "data"  # folder of the .npz files
 TRAIN_FRACTION = 1.0  # seeded random part of the training split to use [0.0001 to 1.0]
 CONDITIONAL = False  # learn the labels too, to draw images of a chosen finding [True, False]
@@ -69,10 +68,10 @@ MAY_CHANGE |= {"CHECKPOINT_MINUTES", "SNAPSHOT_EPOCHS", "RESUME"}
 
 def main(constants):
     """Check the settings, start a run or resume it, and train it to its last epoch."""
-    dataset.check_name(DATASET)
+    constants["DATASET"] = name = dataset.check_name(DATASET)  # no checkpoint holds a path
     device = hardware.choose_device(DEVICE)
-    folder = runs.run_folder(MODELS_DIR, RUN_NAME or DATASET)
-    pictures = runs.run_folder(IMAGES_DIR, RUN_NAME or DATASET)
+    folder = runs.run_folder(MODELS_DIR, RUN_NAME or name)
+    pictures = runs.run_folder(IMAGES_DIR, RUN_NAME or name)
     with files.lock(folder):
         saved = None
         if RESUME == "auto":
@@ -82,9 +81,9 @@ def main(constants):
             print(f"{folder} is finished, after epoch {saved['epoch']}. RUN_NAME names a new run.")
             print("To see it: python generate_report.py. To train it longer: raise EPOCHS.")
             return
-        images, labels, source = load_data()
+        images, labels, source, info = load_data()
         torch.manual_seed(SEED)
-        run, progress, model = new_run(images, labels, device, constants, saved)
+        run, progress, model = new_run(images, labels, info, device, constants, saved)
         reference = fit_reference(images)
         if saved:
             run = checkpoint.resume(saved, run, progress, model, folder / "checkpoint.pt")
@@ -100,18 +99,19 @@ def main(constants):
 
 
 def load_data():
-    """Return the training images, uint8 (N, C, 28, 28), their label vectors, and their source."""
+    """Return the training images, uint8 (N, C, 28, 28), label vectors, source and find_info's."""
     images, labels, source = dataset.load(DATASET, "train", DATA_DIR, TRAIN_FRACTION, SEED)
-    labels = dataset.encode_labels(DATASET, labels) if CONDITIONAL else labels[:, :0].float()
+    info = dataset.find_info(DATASET, DATA_DIR)
+    labels = dataset.encode_labels(info, labels) if CONDITIONAL else labels[:, :0].float()
     if len(images) < BATCH_SIZE:
         raise UserError(
             f"BATCH_SIZE={BATCH_SIZE}: legal is at least 2 and at most {len(images)}, the "
             f"training images that TRAIN_FRACTION={TRAIN_FRACTION} leaves of {source}"
         )
-    return images, labels, source
+    return images, labels, source, info
 
 
-def new_run(images, labels, device, constants, saved):
+def new_run(images, labels, info, device, constants, saved):
     """Return a run, its progress and its model as they are before the first step.
 
     saved: the checkpoint that will be resumed, or None; its dtype is kept if DTYPE is "auto".
@@ -136,7 +136,8 @@ def new_run(images, labels, device, constants, saved):
         model_args=model_args,
         recipe=checkpoint.describe_recipe(optimizers, [generator_loss, discriminator_loss]),
         machine=hardware.machine(device),
-        data_official=dataset.is_official(DATASET, Path(DATA_DIR) / f"{DATASET}.npz"),
+        data_official=dataset.is_official(DATASET, dataset.data_file(DATASET, DATA_DIR)),
+        info=info,
     )
     progress = Progress(
         permutation=torch.randperm(len(images), device=device),
@@ -311,11 +312,10 @@ def end_epoch(n, run, progress, model, folder, reference):
             model.generator_ema, run.label_counts, reference["n"], SEED, run.settings["DTYPE"]
         )
         row |= metrics.evaluate(reference, synthetic)
-    progress.history.append(row | {"data_set": dataset.title(DATASET)})
+    progress.history.append(row | {"data_set": dataset.title(run.info)})
     line = status.describe_epoch(progress.history, EPOCHS)
 
-    progress.epoch += 1
-    progress.images_seen, progress.seconds = 0, 0.0
+    progress.epoch, progress.images_seen, progress.seconds = progress.epoch + 1, 0, 0.0
     progress.running_sums = torch.zeros_like(progress.running_sums)
     progress.permutation = torch.randperm(n, device=progress.permutation.device)
     if progress.epoch % SNAPSHOT_EPOCHS == 0 or progress.epoch == EPOCHS:

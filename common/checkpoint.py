@@ -83,6 +83,7 @@ def load(path, layout):
             demand(isinstance(content, dict), "it", f"is {describe(content)}, not a dict")
             content = upgrade(content)
             check(layout, content)
+            content["info"] = dataset.INFO.get(content["settings"]["DATASET"], content["info"])
             check_relations(content)
             if layout is CHECKPOINT:
                 check_progress(content)
@@ -120,7 +121,8 @@ def describe_data(saved):
     kind = {True: dataset.OFFICIAL, False: "not the official file", None: "a file of that name"}
     name = saved["settings"]["DATASET"]
     which = "" if name == "phantom" else f", {kind[saved['data_official']]}"
-    return f"The run was trained on {dataset.title(name)}{which}"
+    which = which if name in dataset.NAMES else f", {dataset.OWN}"
+    return f"The run was trained on {dataset.title(saved['info'])}{which}"
 
 
 def refuse(path, cause):
@@ -273,10 +275,12 @@ def resume(saved, run, progress, model, path):
     """
     folder = path.parent
     if saved["data_sha256"] != run.data_sha256:
-        data_dir, name = run.settings["DATA_DIR"], run.settings["DATASET"]
+        name = run.settings["DATASET"]
+        path = dataset.data_file(name, run.settings["DATA_DIR"])
+        old = "the old file" if name in dataset.NAMES else "the images of then"
         raise UserError(
-            f"{data_dir}/{name}.npz does not hold the images and labels that {folder} "
-            "was trained on. Put the old file back, or choose another RUN_NAME."
+            f"{path} does not hold the images and labels that {folder} "
+            f"was trained on. Put {old} back, or choose another RUN_NAME."
         )
     for name, old in saved["recipe"].items():
         if run.recipe.get(name) != old:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
-from common import download, files, npz, phantom
+from common import download, files, npz, own_images, phantom
 from common.settings import UserError
 
 with warnings.catch_warnings():
@@ -21,7 +21,7 @@ INFO = {name: info for name, info in INFO.items() if not name.endswith("3d")}
 INFO["phantom"] = {
     "python_class": "Phantom (computer-drawn, not patients)",
     "task": "multi-label, binary-class",
-    "label": dict(enumerate(phantom.LABELS)),
+    "label": {str(number): label for number, label in enumerate(phantom.LABELS)},
     "n_samples": phantom.SPLITS,
 }
 NAMES = list(INFO)
@@ -29,19 +29,48 @@ KEYS = [f"{split}_{part}" for split in ("train", "val", "test") for part in ("im
 SIZE = 28  # pixels, height and width
 NO_FINDING = "no finding"
 OFFICIAL = "the official file (MD5 agrees)"
+OWN = "your own images"
 
 
-def title(name):
+def about(data):
+    """Return what is known of a data set, a table as in medmnist.INFO.
+
+    data: its name, or such a table already, as find_info returns for your own images.
+    """
+    return INFO[data] if isinstance(data, str) else data
+
+
+def title(data):
     """Return the name of a data set as logs and pictures show it."""
-    return INFO[name]["python_class"]
+    return about(data)["python_class"]
 
 
 def check_name(name):
-    """Raise UserError, with the nearest legal name, unless the data set is known."""
-    if name not in NAMES:
-        near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"DATASET={name}: {hint}Known are {', '.join(NAMES)}.")
+    """Return what a data set is called in the names of files and runs.
+
+    name: that of a data set, or the path of your own images. Raises UserError, with the nearest
+    legal name, if it is neither.
+    """
+    if name in NAMES:
+        return name
+    known = f"Known are {', '.join(NAMES)}."
+    if own_images.is_path(name):
+        short = own_images.short_name(name, SIZE, known)
+        return f"own-{short}" if short.lower() in NAMES else short
+    near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"DATASET={name}: {hint}{known} Or it is the path of your own images.")
+
+
+def data_file(name, folder):
+    """Return the path of a data set's file in a folder. name: as check_name returns it."""
+    return Path(folder) / (f"{name}.npz" if name in NAMES else f"{name}_{SIZE}.npz")
+
+
+def find_info(name, folder):
+    """Return what is known of a data set of which load has made sure that it is in a folder."""
+    name = check_name(name)
+    return INFO[name] if name in NAMES else own_images.describe(data_file(name, folder), name)
 
 
 def load(name, split="train", folder="data", fraction=1.0, seed=0, trained_on=""):
@@ -49,14 +78,16 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, trained_on=""
 
     images: uint8 tensor (N, C, 28, 28), C is 1 or 3, 0 is black. labels: integer tensor (N, L);
     ChestMNIST has L = 14 columns, any number of which can be 1 (all zero: no finding).
+    name: of a data set, or the path of your own images, which are first read into a file in folder.
     source: the file and where it comes from, in words.
     fraction: seeded random part of the split, in (0, 1].
-    trained_on: what a run was trained on, in words. Where it is given, the file is only read: if
-    it is missing, that is an error that says so, and nothing is drawn or downloaded.
+    trained_on: what a run was trained on, in words. Where it is given, name is what check_name
+    returned for it, and the file is only read: if it is missing, that is an error that says so, and
+    nothing is drawn, downloaded or converted.
     Raises UserError if there is no usable file and none can be made or downloaded.
     """
-    check_name(name)
-    path = Path(folder) / f"{name}.npz"
+    given, name = name, name if trained_on else check_name(name)
+    path = data_file(name, folder)
     if trained_on:
         with files.reading(path):
             missing = not path.exists()
@@ -66,10 +97,13 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, trained_on=""
             )
     elif name == "phantom":
         files.make_once(path, write_phantom, path)
-    else:
+    elif name in NAMES:
         info = INFO[name]
         files.make_once(path, download.download, name, path, info["url"], info["MD5"])
-    images, labels = read_split(path, split, name)
+    else:
+        own_images.read_once(given, path, SIZE)
+    lacks = split != "train" and name not in NAMES  # your own images need no other splits
+    images, labels = read_split(path, split, name, may_be_empty=lacks)
     if fraction < 1.0:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         chosen = order[: max(1, round(fraction * len(images)))]
@@ -92,46 +126,52 @@ def to_hwc(images):
     return images.permute(0, 2, 3, 1).squeeze(-1).numpy()
 
 
-def encode_labels(name, labels):
+def encode_labels(data, labels):
     """Return labels (N, L), as load returns them, as float vectors (N, K) of 0 and 1.
 
     Where an image can have several findings or none, as in ChestMNIST, K = L and each finding has
     a column. Where each has one class, K is the number of classes, one column of which is 1.
-    Raises UserError for labels that the data set cannot have.
+    data: the name of the data set, or what is known of it. Raises UserError for labels that the
+    data set cannot have.
     """
-    names = label_names(name)
-    multilabel = is_multilabel(name)
+    names = label_names(data)
+    if not names:
+        raise UserError(
+            f"{title(data)} has no labels that could be learned: put the images into one folder "
+            "for each label, or train with --CONDITIONAL=False"
+        )
+    multilabel = is_multilabel(data)
     columns, highest = (len(names), 1) if multilabel else (1, len(names) - 1)
     width, odd = labels.shape[1], (labels < 0) | (labels > highest)
     if width != columns or odd.any():
         span = f" of {labels.min()} to {labels.max()}" if labels.numel() else ""
         raise UserError(
-            f"the labels of {name} have {width} columns{span}, not {columns} of 0 to {highest}, "
-            "so they cannot be learned. Put the right ones into the file, or train with "
-            "--CONDITIONAL=False"
+            f"the labels of {title(data)} have {width} columns{span}, not {columns} of 0 to "
+            f"{highest}, so they cannot be learned. Put the right ones into the file, or train "
+            "with --CONDITIONAL=False"
         )
     return labels.float() if multilabel else one_hot(labels[:, 0], len(names)).float()
 
 
-def label_names(name):
+def label_names(data):
     """Return what the columns of a data set's label vectors stand for."""
-    return list(INFO[name]["label"].values())
+    return list(about(data)["label"].values())
 
 
-def is_multilabel(name):
+def is_multilabel(data):
     """Whether an image of a data set can have several labels or none, not exactly one."""
-    return INFO[name]["task"].startswith("multi-label")
+    return about(data)["task"].startswith("multi-label")
 
 
-def single_labels(name, label_counts):
+def single_labels(data, label_counts):
     """Return {label: the vector of it alone, uint8 (K,)} for the labels in label_counts.
 
     Where an image can have no label, the vector of zeros is called "no finding".
     """
-    names, rows = label_names(name), label_counts["rows"]
+    names, rows = label_names(data), label_counts["rows"]
     alone = zip(names, torch.eye(len(names), dtype=torch.uint8), rows.T, strict=True)
     found = {label: vector for label, vector, column in alone if column.any()}
-    if is_multilabel(name) and not rows.any(dim=1).all():
+    if is_multilabel(data) and not rows.any(dim=1).all():
         found[NO_FINDING] = torch.zeros(len(names), dtype=torch.uint8)
     return found
 
@@ -141,9 +181,9 @@ def has_labels(vectors, wanted):
     return vectors[:, wanted > 0].all(dim=1) if wanted.any() else ~vectors.any(dim=1)
 
 
-def decode_labels(name, vectors):
+def decode_labels(data, vectors):
     """Return label vectors (N, K) as files hold them, uint8 (N, L): encode_labels reversed."""
-    if is_multilabel(name) or vectors.shape[1] == 0:
+    if is_multilabel(data) or vectors.shape[1] == 0:
         return vectors.to(torch.uint8)
     return vectors.argmax(dim=1, keepdim=True).to(torch.uint8)
 
@@ -179,8 +219,8 @@ def sha256(images, labels=None):
 
 
 def is_official(name, path):
-    """Whether a file is MedMNIST's own, by its MD5. False for the phantom."""
-    if name == "phantom":
+    """Whether a file is MedMNIST's own, by its MD5. False for the phantom and your own images."""
+    if "MD5" not in INFO.get(name, {}):
         return False
     with files.reading(path), open(path, "rb") as file:
         return hashlib.file_digest(file, download.md5).hexdigest() == INFO[name]["MD5"]
@@ -190,6 +230,8 @@ def provenance(name, path):
     """Return in words where a file comes from."""
     if name == "phantom":
         return "drawn by phantom.py: computer-drawn phantoms, not patients"
+    if name not in NAMES:
+        return OWN
     if is_official(name, path):
         return OFFICIAL
     return "not the official file (its MD5 differs), used as it is"
@@ -206,6 +248,8 @@ def read_split(path, split, name, may_be_empty=False):
     def refuse(cause):
         if name == "phantom":
             fix = "Move it away, and it is drawn again."
+        elif name not in NAMES:
+            fix = "Move it away, and train_model.py reads your images again."
         else:
             fix = f"Move it away to download it again, or replace it from {INFO[name]['url']}"
         raise UserError(f"{path} {cause}. {fix}")

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+TEXTS = 2**20  # bytes of all labels' names
 LARGE = 2**30  # bytes; a larger array must not unpack from less than a hundredth of its size
 
 
@@ -37,3 +38,31 @@ def read_array(archive, key, dtype):
     if np.can_cast(array.dtype, dtype) or array.size == 0 or array.max() <= np.iinfo(dtype).max:
         return np.ascontiguousarray(array, dtype=dtype)
     raise Damaged(f"{key} holds values up to {array.max()}")
+
+
+def read_rows(archive, key, count):
+    """Yield (first row, array) for each count rows of an array of an open zip file.
+
+    Only these are in memory, unless the array is in Fortran order.
+    """
+    with archive.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}
+        shape, fortran, dtype = read.get(version, np.lib.format.read_array_header_2_0)(file)
+        whole = read_array(archive, key, dtype) if fortran else None
+        size = math.prod(shape[1:]) * dtype.itemsize
+        for start in range(0, shape[0], count):
+            n = min(count, shape[0] - start)
+            if fortran:
+                yield start, whole[start : start + n]
+            else:
+                yield start, np.frombuffer(file.read(n * size), dtype).reshape(n, *shape[1:])
+
+
+def read_texts(archive, key):
+    """Return a one-dimensional array of texts of an open zip file as a list. Raises Damaged."""
+    shape, dtype = read_header(archive, key)
+    if dtype.kind != "U" or len(shape) != 1 or shape[0] * dtype.itemsize > TEXTS:
+        raise Damaged(f"{key} is of type {str(dtype)[:40]} and shape {shape}, no list of texts")
+    with archive.open(f"{key}.npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False).tolist()

@@ -1,6 +1,7 @@
 """What a checkpoint holds: its fields, the rule of each, and how they must fit together."""
 
 import dataclasses
+import re
 import typing
 from typing import Annotated
 
@@ -52,6 +53,18 @@ SETTINGS = Table(
     },
     others=VALUE,
 )
+NAME = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+)  # of your own images: it is part of file names
+LABEL = Text(r"[^\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}", "a label")
+INFO = Table(  # what is used of a table of medmnist.INFO
+    {
+        "python_class": Text(),
+        "task": Text(),
+        "label": Map(LABEL),
+        "n_samples": Table({"train": Whole(1, 10**8)}),
+    }
+)
 LABEL_COUNTS = Table(
     {},
     optional={
@@ -99,6 +112,9 @@ class Run:
     machine: Annotated[dict, Map(Text())]  # as hardware.machine returns, of the last process
     # whether the data file was MedMNIST's own; None in checkpoints before November 2026
     data_official: Annotated[bool | None, OneOf((True, False, None))] = None
+    # what is known of the data, as dataset.find_info returns it: labels' names, above all. The
+    # folder of your own images, and the file made of it, may be far away when they are needed.
+    info: Annotated[dict | None, ByType(((type(None), None), (dict, INFO)))] = None
 
 
 @dataclasses.dataclass
@@ -140,22 +156,26 @@ CHECKPOINT = Table(
     optional={"rng_cuda": ByType(((type(None), None), (torch.Tensor, RNG)))},
 )
 KEPT = ("generator_ema", "epoch", "settings", "channels", "label_counts", "model_args")
-SNAPSHOT = Table({key: CHECKPOINT.fields[key] for key in (*KEPT, "data_official")})
+SNAPSHOT = Table({key: CHECKPOINT.fields[key] for key in (*KEPT, "data_official", "info")})
 
 
 def check_relations(saved):
     """Raise Odd unless the fields of a snapshot or a checkpoint fit together."""
     settings, label_counts = saved["settings"], saved["label_counts"]
-    name, labels = settings["DATASET"], 0
-    known = f"is {describe(name)}; known are {', '.join(dataset.NAMES)}"
-    demand(name in dataset.INFO, "settings DATASET", known)
+    name, info, labels = settings["DATASET"], saved["info"], 0
+    if name not in dataset.NAMES:
+        known = f"is {describe(name)}; known are {', '.join(dataset.NAMES)}"
+        own = info and info["python_class"] == name and NAME.fullmatch(name)
+        demand(own, "settings DATASET", known)
+        names = dataset.label_names(info)
+        demand(len({*names}) == len(names), "info label", "has the same name twice")
     conditional = settings.get("CONDITIONAL", bool(label_counts))
     told = "are there" if label_counts else "are missing"
     demand(conditional == bool(label_counts), "label_counts", f"{told}: CONDITIONAL={conditional}")
     if label_counts:
         rows, counts = label_counts.get("rows"), label_counts.get("counts")
         demand(rows is not None and counts is not None, "label_counts", "has no rows or no counts")
-        labels = len(dataset.label_names(name))
+        labels = len(dataset.label_names(info))
         demand(rows.shape[1] == labels, "label_counts rows", f"has not the {labels} of {name}")
         fit = 0 < len(rows) == len(counts) == len(rows.unique(dim=0))
         demand(fit, "label_counts", "has not one count for each of its rows")

@@ -20,11 +20,11 @@ def print_summary(run, progress, model, source, folder, pictures, reference):
     weights = {
         name: sum(p.numel() for p in getattr(model, name).parameters()) for name in run.model_args
     }
-    print(f"data set   {dataset.title(settings['DATASET'])} from {source}")
+    print(f"data set   {dataset.title(run.info)} from {source}")
     steps = n // settings["BATCH_SIZE"]
     print(f"images     {n:,} of 28x28x{run.channels}, {steps} steps an epoch")
     if settings["CONDITIONAL"]:
-        print(f"labels     {', '.join(dataset.label_names(settings['DATASET']))}")
+        print(f"labels     {', '.join(dataset.label_names(run.info))}")
     print(f"device     {hardware.describe(progress.permutation.device)}")
     print(f"dtype      {settings['DTYPE']}")
     print(f"weights    {', '.join(f'{name} {count:,}' for name, count in weights.items())}")

@@ -28,7 +28,7 @@ OLD_LAYERS = {
 
 def upgrade(content):
     """Return a checkpoint, a dict, in today's layout; what is odd in it stays as it is."""
-    content = {"data_official": None} | content
+    content = {"data_official": None, "info": None} | content
     if "model_args" in content:
         return content
     content = {OLD_KEYS.get(key, key): value for key, value in content.items()}

@@ -60,13 +60,13 @@ METRICS = {
 
 def by_label(captions, samples, generator, saved, out, options):
     """Synthetic images of each label beside real ones, and how well they cover the real ones."""
-    name, seed = saved["settings"]["DATASET"], saved["settings"]["SEED"]
+    seed = saved["settings"]["SEED"]
     random = torch.Generator().manual_seed(options.SEED)
     latents = torch.randn(LABEL_IMAGES, generator.latent_dim, generator=random)
     sets = metrics.split_real(samples.images, LABEL_IMAGES, seed)
     reference = metrics.fit_reference(samples.images, sets[0], seed) if sets else None
     cells, table = [], {}
-    for label, vector in dataset.single_labels(name, saved["label_counts"]).items():
+    for label, vector in dataset.single_labels(saved["info"], saved["label_counts"]).items():
         synthetic = sampling.draw(generator, latents, vector.float().expand(len(latents), -1))
         real = samples.shuffled[dataset.has_labels(samples.shuffled_labels, vector)]
         row = torch.full_like(synthetic[:EXAMPLES], 255)  # white where there are too few real ones

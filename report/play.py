@@ -63,7 +63,8 @@ def play(captions, samples, generator, saved, path, data_path, page, out, option
         samples=samples,
         saved=saved,
         phantom=name == "phantom",
-        info=dataset.INFO[name],
+        info=saved["info"],
+        own=name not in dataset.NAMES,
         is_official=data is not None and dataset.is_official(name, data_path),
         largest=LARGEST,
     )
@@ -92,7 +93,7 @@ def collect(captions, samples, generator, discriminator, saved):
         "originals": captions.originals,
         "allEpochs": saved["settings"]["EPOCHS"],
         "shape": [image.shape[2], image.shape[3], image.shape[1]],
-        "labels": describe_labels(saved["settings"]["DATASET"], label_counts),
+        "labels": describe_labels(saved["info"], label_counts),
         "directions": directions,
         "share": share,
         "effects": effects,
@@ -107,7 +108,7 @@ def collect(captions, samples, generator, discriminator, saved):
     }
 
 
-def describe_labels(name, label_counts):
+def describe_labels(info, label_counts):
     """Return the labels that a run has learned: names, which occur together and how often.
 
     None if it has learned none.
@@ -115,8 +116,8 @@ def describe_labels(name, label_counts):
     if not label_counts:
         return None
     return {
-        "names": dataset.label_names(name),
-        "several": dataset.is_multilabel(name),
+        "names": dataset.label_names(info),
+        "several": dataset.is_multilabel(info),
         "rows": label_counts["rows"].tolist(),
         "counts": label_counts["counts"].tolist(),
     }

@@ -95,7 +95,8 @@ def compose(heading, cells, columns, scale, below=False):
         y = top + number // columns * (height + caption + margin // 2)  # from above
         text_y = y + (height + 2 * unit if below else caption - 4 * unit)
         place = (x / total_width, 1 - text_y / total_height)
-        figure.text(*place, text, fontsize=11, va="top" if below else "bottom")
+        va = "top" if below else "bottom"
+        figure.text(*place, text, fontsize=11, va=va, parse_math=False)  # a label may have a $
         places.append((x, y if below else y + caption))
     canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

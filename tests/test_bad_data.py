@@ -157,7 +157,7 @@ def test_labels_that_cannot_be_learned_are_refused_in_words(run, labels, words):
     write(**(arrays() | {"train_labels": labels}))
     result = run("train_model.py", *NAME, "--CONDITIONAL=True")
     assert result.status == 1 and "Traceback" not in result.text
-    assert "error: the labels of pneumoniamnist " in result.text and words in result.text
+    assert "error: the labels of PneumoniaMNIST " in result.text and words in result.text
     assert run("train_model.py", *NAME).status == 0  # without labels they do not matter
 
 

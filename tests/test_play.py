@@ -271,7 +271,7 @@ def test_names_cannot_break_out_of_the_data():
 def test_pages_of_larger_images_say_why_they_cannot_be_played(tmp_path):
     captions = Captions("Phantom", "phantom", "phantoms", 1, "epoch 1 of 1", "the last", "of 1")
     samples = SimpleNamespace(images=torch.zeros(2, 1, 128, 128))
-    saved = {"settings": {"DATASET": "phantom"}}
+    saved = {"settings": {"DATASET": "phantom"}, "info": {}}
     paths = (tmp_path / "checkpoint.pt", tmp_path / "phantom.npz")
     assert play.play(captions, samples, None, saved, *paths, {}, tmp_path, None)
     html = (tmp_path / "play.html").read_text(encoding="utf-8")

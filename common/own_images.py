@@ -1,0 +1,326 @@
+"""Reads your own images, a folder of files or an .npz, into one file in MedMNIST's layout.
+
+    scans/*.png                  neither labels nor splits
+    scans/NORMAL/*.png           the folders' names are the labels, as in torchvision's ImageFolder
+    scans/train/NORMAL/*.png     there are splits, too
+
+Besides MedMNIST's six arrays the file holds label_names, and made_from: digests by which a changed
+folder is noticed. docs/FILES.md says how images are cropped and resized.
+"""
+
+import hashlib
+import os
+import re
+import stat
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from common import files, npz, pictures
+from common.settings import UserError, printable
+
+SPLITS = ("train", "val", "test")
+FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
+SHARES = (0.7, 0.8)  # ends of train and val where there are no splits; the rest is test
+SPLIT_SEED = 0  # of these splits: the file is the same for all runs
+MAX_LABELS = 256  # a label is a byte in the files of generate_images.py
+ROWS = 256  # images of an .npz in memory at a time
+VERSION = 1  # of the reading; a higher one has all images read again
+
+
+def is_path(text):
+    """Whether a DATASET that is no name of a data set can be meant as a path."""
+    return "/" in text or os.sep in text or os.path.exists(text)
+
+
+def locate(text):
+    """Return an absolute Path for a path as a user writes it."""
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def short_name(text, size, hint):
+    """Return what the images at a path are called: its last part, legal as the name of a run.
+
+    The file that was made of scans/ for a size of 28, scans_28.npz, is called scans as well.
+    hint: a sentence for the message. Raises UserError if there is nothing at the path.
+    """
+    path = locate(text)
+    if not path.exists():
+        raise UserError(
+            f"DATASET={text}: there is no such file or folder. If it was there before, the file "
+            f"that was made of it, DATA_DIR/{path.name}_{size}.npz, can be DATASET. {hint}"
+        )
+    name = path.name
+    if path.is_file():
+        name = path.stem.removesuffix(f"_{size}")
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).lstrip("._-")[:80] or "images"
+
+
+def read_once(text, target, size):
+    """Read the images at a path into the file target, unless it holds these very images.
+
+    size: pixels, height and width in target. Raises UserError if no image can be read, or if the
+    file target is there and was made of something else.
+    """
+    source = locate(text)
+    if target.exists() and target.samefile(source):  # it is to be used as it is
+        return
+    listing = list_images(source)
+    made_from = [digest(VERSION, listing), digest(str(source))]
+    if is_made_from(target, made_from, source):
+        return
+    with files.lock(target, doing="making", constant=None):
+        if is_made_from(target, made_from, source):  # by another process meanwhile
+            return
+        files.remove_leftovers(target.parent, target.name)
+        print(f"reading {printable(str(source))} into {target}, once ...")
+        if source.is_dir():
+            arrays = read_folder(source, [path for path, _, _ in listing], target, size)
+        else:
+            arrays = read_npz(source, size)
+        with files.atomic_write(target) as file:
+            np.savez_compressed(file, **arrays, made_from=np.array(made_from))
+
+
+def digest(*parts):
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def is_made_from(target, made_from, source):
+    """Whether a file was made of just these images. Raises UserError if not even of that source."""
+    if not target.exists():
+        return False
+    with files.reading(target):
+        try:
+            with zipfile.ZipFile(target) as archive:
+                old = npz.read_texts(archive, "made_from")
+        except (KeyError, ValueError, npz.Damaged, zipfile.BadZipFile):
+            old = []
+    if old[:1] != made_from[:1] and old[1:] != made_from[1:]:
+        raise UserError(
+            f"{target} was not made of {source}, and is not replaced. Rename the one or the other, "
+            "or choose another DATA_DIR"
+        )
+    return old[:1] == made_from[:1]
+
+
+def describe(path, name):
+    """Return what is known of the images in a file that read_once made, as medmnist.INFO has it.
+
+    Labels without names are called 0, 1, ... Raises UserError if the file is damaged, or its
+    label_names are none.
+    """
+    try:
+        with files.reading(path), zipfile.ZipFile(path) as archive:
+            counts = {split: npz.read_header(archive, f"{split}_images")[0][0] for split in SPLITS}
+            labels = npz.read_array(archive, "train_labels", np.int64)
+            columns = labels.shape[1] if labels.ndim == 2 else 1
+            if "label_names.npy" in archive.namelist():
+                names = [printable(text)[:200] for text in npz.read_texts(archive, "label_names")]
+            else:
+                highest = int(labels.max(initial=0)) if columns == 1 else columns - 1
+                names = [str(number) for number in range(min(highest + 1, MAX_LABELS))]
+    except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
+        cause = error if isinstance(error, npz.Damaged) else type(error).__name__
+        raise UserError(f"{path} cannot be read ({cause}). Move it away.") from None
+    if len({*names, ""}) <= len(names):
+        raise UserError(f"{path} has label_names that are empty or there twice. Name each label.")
+    return {
+        "python_class": name,
+        "task": "multi-label, binary-class" if columns > 1 else "multi-class",
+        "label": {str(number): label for number, label in enumerate(names[:MAX_LABELS])},
+        "n_samples": counts,
+    }
+
+
+# --- A folder ---
+
+
+def list_images(source):
+    """Return (path, size, time) of each image file in a folder, sorted; of an .npz just its own.
+
+    The paths are tuples of the parts below the folder. Hidden files and folders, symbolic links
+    and other kinds of files are left out.
+    """
+    if not source.is_dir():
+        about = source.stat()
+        return [((source.name,), about.st_size, about.st_mtime_ns)]
+    found, links, folders = [], 0, [((), source)]
+    while folders:
+        parts, folder = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                links += entry.is_symlink()
+                if entry.name.startswith(".") or entry.is_symlink():
+                    continue
+                if entry.is_dir():
+                    folders.append(((*parts, entry.name), entry.path))
+                elif entry.name.lower().endswith(pictures.SUFFIXES):
+                    about = entry.stat()
+                    if stat.S_ISREG(about.st_mode):
+                        found.append(((*parts, entry.name), about.st_size, about.st_mtime_ns))
+    if not found:
+        passed = f" besides {links} symbolic links" if links else ""
+        raise UserError(f"{source} holds no PNG, JPEG, TIFF or DICOM files{passed}")
+    return sorted(found)
+
+
+def arrange(paths):
+    """Return the split and the label of each path, two lists of texts.
+
+    paths: tuples of parts. The split is "" where the folders name none, and the label where they
+    name none; both are None for an image that has its place beside the folders of the others.
+    """
+    tops = {path[0].lower() for path in paths if len(path) > 1}
+    has_splits = "train" in tops and (tops <= {*FOLDERS} or len(tops & {*FOLDERS}) > 1)
+    splits, labels = [""] * len(paths), [""] * len(paths)
+    for number, path in enumerate(paths):
+        if has_splits:
+            splits[number] = FOLDERS.get(path[0].lower()) if len(path) > 1 else None
+            path = path[1:]
+        labels[number] = path[0] if len(path) > 1 and splits[number] is not None else ""
+    labelled = any(labels)
+    for number, label in enumerate(labels):
+        if splits[number] is None or (labelled and not label):
+            splits[number] = labels[number] = None
+    return splits, labels
+
+
+def read_folder(root, paths, target, size):
+    """Return the arrays of a file in MedMNIST's layout, {name: array}, with label_names.
+
+    paths: as list_images returns them; target: for a message. Raises UserError if no image of the
+    training split can be read.
+    """
+    splits, labels = arrange(paths)
+    used = [number for number, label in enumerate(labels) if label is not None]
+    if len(used) < len(paths):
+        beside = next(path for path, label in zip(paths, labels, strict=True) if label is None)
+        print(
+            f"{len(paths) - len(used):,} images beside the folders of splits or labels are passed "
+            f"over, the first is {printable(os.path.join(*beside))}"
+        )
+    needs = next((paths[number] for number in used if pictures.is_dicom(paths[number][-1])), None)
+    if needs:
+        pictures.demand_pydicom(root.joinpath(*needs))
+
+    images = np.empty((len(used), size, size), np.uint8)
+    kept, bad, own_range, coloured = [], [], 0, []
+    for number in tqdm(used, "reading", unit=" images", disable=None):
+        path = os.path.join(*paths[number])
+        try:
+            pixels, by_own_range = pictures.read_image(root / path, size)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow and pydicom raise dozens of kinds for damaged files
+            cause = error if isinstance(error, pictures.Unusable) else type(error).__name__
+            bad.append(f"{printable(path)} ({cause})")
+            continue
+        if pixels.ndim == 3:
+            coloured.append(path)
+            if images.ndim == 3:
+                images = images[..., None].repeat(3, axis=-1)
+        images[len(kept)] = pixels if pixels.ndim == images.ndim - 1 else pixels[..., None]
+        kept.append(number)
+        own_range += by_own_range
+
+    if bad:
+        print(
+            f"{len(bad):,} of {len(used):,} images cannot be used and are passed over: "
+            f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}. They are tried again when "
+            f"{target} is moved away"
+        )
+    if own_range:
+        print(
+            f"{own_range:,} images of more than 8 bits are scaled by the range of each: the "
+            "darkest pixel of a file becomes 0, the brightest 255"
+        )
+    if coloured:
+        print(f"in colour, as {len(coloured):,} images are; the first is {printable(coloured[0])}")
+    splits, labels = ([values[number] for number in kept] for values in (splits, labels))
+    return divide(root, images[: len(kept)], splits, labels)
+
+
+def divide(root, images, splits, labels):
+    """Return the arrays of a file in MedMNIST's layout, {name: array}, with label_names.
+
+    splits, labels: as arrange returns them, of the images. Without splits, a seeded 70, 10 and 20 %
+    of the images are those of training, validation and test.
+    """
+    names = sorted({*labels} - {""})
+    if len(names) > MAX_LABELS:
+        print(f"{len(names):,} folders are too many for labels, {MAX_LABELS} can be learned")
+        names = []
+    index = {name: number for number, name in enumerate(names)}
+    numbers = np.array([[index[label]] if names else [] for label in labels], np.uint8)
+    if any(splits):
+        parts = {name: np.array([split == name for split in splits], bool) for name in SPLITS}
+    else:
+        n = len(images)
+        order = np.random.default_rng(SPLIT_SEED).permutation(n)
+        ends = [round(share * n) for share in SHARES]
+        parts = dict(zip(SPLITS, map(np.sort, np.split(order, ends)), strict=True))
+    arrays = {"label_names": np.array([printable(name)[:200] for name in names], np.str_)}
+    for split, chosen in parts.items():
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[chosen], numbers[chosen]
+    counts = {split: len(arrays[f"{split}_images"]) for split in SPLITS}
+    if not counts["train"]:
+        raise UserError(f"none of the images in {root} can be used for training")
+    words = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    print(f"read {words} images, {len(names) or 'no'} labels")
+    return arrays
+
+
+# --- An .npz ---
+
+
+def read_npz(path, size):
+    """Return the arrays of a file in MedMNIST's layout, the images resized, {name: array}.
+
+    Raises UserError if the file is damaged or of another layout, or the images are smaller.
+    """
+
+    def refuse(cause):
+        raise UserError(f"{path} {cause}. docs/FILES.md says what the file of own images holds.")
+
+    arrays = {}
+    try:
+        with files.reading(path), zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+            keys = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
+            missing = [key for key in keys if f"{key}.npy" not in members]
+            if missing:
+                refuse(f"is not in MedMNIST's layout: it lacks {', '.join(missing)}")
+            for split in SPLITS:
+                pixels, truth = f"{split}_images", f"{split}_labels"
+                (n, *shape), dtype = npz.read_header(archive, pixels)
+                if dtype != np.uint8 or shape[:1] != shape[1:2] or shape[2:] not in ([], [3]):
+                    kind = f"{str(dtype)[:40]} {(n, *shape)}"
+                    refuse(f"has {pixels} of {kind}, not uint8 (N, H, H) or (N, H, H, 3)")
+                if shape[0] < size:
+                    refuse(f"has {pixels} of {shape[0]}x{shape[0]} pixels, fewer than {size}")
+                rows, dtype = npz.read_header(archive, truth)
+                if dtype.kind not in "iub" or len(rows) not in (1, 2) or rows[0] != n:
+                    refuse(f"has {truth} of {str(dtype)[:40]} {rows}, not integers ({n}, L)")
+                arrays[pixels] = small = np.empty((n, size, size, *shape[2:]), np.uint8)
+                with tqdm(total=n, desc=split, unit=" images", disable=None) as bar:
+                    for start, images in npz.read_rows(archive, pixels, ROWS):
+                        if shape[0] != size:
+                            images = [
+                                pictures.square(Image.fromarray(image), size) for image in images
+                            ]
+                        small[start : start + len(images)] = images
+                        bar.update(len(images))
+                arrays[truth] = npz.read_array(archive, truth, np.int64)
+            if "label_names.npy" in members:
+                arrays["label_names"] = np.array(npz.read_texts(archive, "label_names"), np.str_)
+    except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
+        told = isinstance(error, (zipfile.BadZipFile, npz.Damaged))
+        cause = error if told else type(error).__name__
+        refuse(f"cannot be read as an .npz file of plain arrays ({cause})")
+    return arrays

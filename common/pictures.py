@@ -1,0 +1,138 @@
+"""Reads one image file, PNG, JPEG, TIFF or DICOM, into the square of pixels that is learned."""
+
+import importlib.util
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from common.settings import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
+COLOURLESS = 4  # grey levels by which R, G and B of a grey image differ at most, after a JPEG
+PHOTOMETRIC = 262  # a tag of TIFF; if it is 0, white is 0, which Pillow minds at 8 bits only
+
+
+class Unusable(Exception):
+    """An image cannot be used; the message says why."""
+
+
+def read_image(path, size):
+    """Return (pixels, own_range) of an image file, cropped to its central square and resized.
+
+    pixels: uint8 (size, size), or (size, size, 3) if it has colour; own_range: whether its values
+    are of another range than 0 to 255 and were scaled by that of the file. Raises Unusable if it is
+    too small or cannot be decoded here, and many kinds of exceptions if it is damaged.
+    """
+    image, own_range = open_dicom(path) if is_dicom(path.name) else open_image(path)
+    pixels = square(image, size)
+    if pixels.ndim == 3 and np.ptp(pixels, axis=-1).max() <= COLOURLESS:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))
+    return pixels, own_range
+
+
+def square(image, size):
+    """Return the central square of a picture as uint8 (size, size), or (size, size, 3) in colour.
+
+    image: of Pillow, its mode is L, RGB, or F with values from 0 to 255. Pixels are averaged over
+    areas (Pillow's box filter). Raises Unusable if it is smaller.
+    """
+    width, height = image.size
+    side = min(width, height)
+    if side < size:
+        raise Unusable(f"{width}x{height} pixels, fewer than {size}")
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left, top, left + side, top + side)
+    small = image.resize((size, size), Image.Resampling.BOX, box, reducing_gap=None)
+    pixels = np.asarray(small)
+    return pixels.round().astype(np.uint8) if small.mode == "F" else pixels
+
+
+def open_image(path):
+    """Return (picture, own_range) of a PNG, JPEG or TIFF file, upright, for square."""
+    quiet = warnings.catch_warnings(action="ignore")  # of odd metadata
+    with quiet, Image.open(path, formats=("PNG", "JPEG", "TIFF")) as opened:
+        image = ImageOps.exif_transpose(opened)
+        white_is_zero = getattr(opened, "tag_v2", {}).get(PHOTOMETRIC) == 0
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        ends = sorted([values.min(), values.max()], reverse=white_is_zero)
+        return to_greys(values, *ends), True
+    if image.mode in ("1", "L"):
+        return image.convert("L"), False
+    if image.has_transparency_data:  # what is transparent is to be black
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return image.convert("RGB"), False
+
+
+def to_greys(values, black, white):
+    """Map values (H, W) to a picture of mode F: black to 0, white to 255, what is outside clipped.
+
+    All is 0 if black is white. Raises Unusable for values that are not finite.
+    """
+    if not np.isfinite([black, white]).all():
+        raise Unusable("its pixels are not all finite")
+    span = (float(white) - float(black)) or 1.0
+    greys = ((values.astype(np.float64) - black) * (255 / span)).clip(0, 255)
+    return Image.fromarray(greys.astype(np.float32))
+
+
+# --- DICOM ---
+
+
+def is_dicom(name):
+    return name.lower().endswith(".dcm")
+
+
+def demand_pydicom(path):
+    """Raise UserError, with the command that installs it, unless pydicom can be imported.
+
+    path: a file that cannot be read without it.
+    """
+    if not importlib.util.find_spec("pydicom"):
+        raise UserError(
+            f"{path} is a DICOM file, and pydicom, which reads them, is not installed. To "
+            'install it: pip install "pydicom>=3"'
+        )
+
+
+def open_dicom(path):
+    """Return (picture, own_range) of the first frame of a DICOM file as a viewer shows it.
+
+    Stored values are rescaled (slope and intercept, or the modality LUT), then shown through the
+    first VOI LUT or window of the file, or else by their own range, from the darkest to the
+    brightest; MONOCHROME1, where low is bright, is inverted. Raises as read_image does.
+    Source: DICOM PS3.3, C.7.6.3.1.2, C.11.1 and C.11.2.
+    """
+    import pydicom
+    from pydicom import pixels as dicom
+
+    with warnings.catch_warnings(action="ignore"), np.errstate(over="ignore"):
+        header = pydicom.dcmread(path)
+        try:
+            values = dicom.pixel_array(header, index=0)
+        except RuntimeError:  # no plug-in for this compression
+            kind = header.file_meta.TransferSyntaxUID.name
+            raise Unusable(f"{kind}; pip install pylibjpeg[all] may help") from None
+        if header.PhotometricInterpretation == "PALETTE COLOR":
+            values = dicom.apply_color_lut(values, header)
+        if values.ndim == 3:
+            share = 255 / np.iinfo(values.dtype).max
+            return Image.fromarray((values * share).round().astype(np.uint8)), False
+        values = dicom.apply_modality_lut(values, header)
+        own_range = False
+        if header.get("VOILUTSequence"):
+            values = dicom.apply_voi(values, header)
+            black, white = 0, 2 ** header.VOILUTSequence[0].LUTDescriptor[2] - 1
+        elif header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
+            values = dicom.apply_windowing(values, header)
+            black, white = dicom.apply_windowing(np.array([-1e15, 1e15]), header)  # its ends
+        elif values.dtype == np.uint8 and header.BitsStored == 8:
+            black, white = 0, 255
+        else:
+            own_range = True
+            black, white = values.min(), values.max()
+    if header.PhotometricInterpretation == "MONOCHROME1":
+        black, white = white, black
+    return to_greys(values, black, white), own_range
