@@ -1,7 +1,9 @@
 """One run trained by several processes, with gloo on the CPU: the same as by one, only shared."""
 
+import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -16,30 +18,28 @@ from test_training import assert_same_run, contents, steps_done, wait_for_a_step
 from common import checkpoint
 
 
-@pytest.fixture
-def train_in_two(small):
+def train_in_two(*arguments):
     """Do what `torchrun --nproc-per-node=2 train_model.py arguments` does, in forks: it is quick.
 
     Returns what each of the two processes ended with and printed, [(status, text), ...].
     """
-
-    def train(*arguments):
-        store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-        environment = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port)}
-        environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "test"}
-        environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        started = []
-        for rank in ("0", "1"):
-            output = f"output_{rank}.txt"
-            command = ["train_model.py", *small, *arguments]
-            own = environment | {"RANK": rank, "LOCAL_RANK": rank}
-            started.append((forks.start(command, output, own), output))
-        return [forks.finish(*each) for each in started]
-
-    return train
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    environment = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port)}
+    environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "test"}
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    started = []
+    for rank in ("0", "1"):
+        output, own = f"output_{rank}.txt", environment | {"RANK": rank, "LOCAL_RANK": rank}
+        started.append((forks.start(["train_model.py", *arguments], output, own), output))
+    return [forks.finish(*each) for each in started]
 
 
-def test_two_processes_train_one_run(train_in_two, monkeypatch):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, small_run):
+    """A folder with a run of two epochs by two processes, and what they printed.
+
+    Each process leaves there, as process_0.pt and process_1.pt, what it knows at the end.
+    """
     save_run = checkpoint.save_run
 
     def save_run_and_a_copy(run, progress, model, folder):
@@ -48,17 +48,21 @@ def test_two_processes_train_one_run(train_in_two, monkeypatch):
         torch.save(state, f"process_{os.environ['RANK']}.pt")
         save_run(run, progress, model, folder)
 
-    monkeypatch.setattr(checkpoint, "save_run", save_run_and_a_copy)
-    (status, text), others = train_in_two("--EPOCHS=2")
+    folder = tmp_path_factory.mktemp("two")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_run", save_run_and_a_copy)
+        return folder, train_in_two(*small_run, "--EPOCHS=2")
+
+
+def test_two_processes_train_one_run(trained, monkeypatch):
+    folder, ((status, text), others) = trained
+    monkeypatch.chdir(folder)
     assert status == 0, text
     assert others == (0, "")  # one process prints for all
     assert "2 processes, each on cpu" in text and text.count("epoch 2/2, ") == 1
-    assert {path.name for path in Path("models/phantom").iterdir()} == {
-        "checkpoint.pt",
-        "generator_epoch_0001.pt",
-        "generator_epoch_0002.pt",
-        "log.csv",
-    }
+    names = {path.name for path in Path("models/phantom").iterdir()}
+    snapshots = {"generator_epoch_0001.pt", "generator_epoch_0002.pt"}
+    assert names == {"checkpoint.pt", "log.csv", *snapshots}
     first, second = (contents(torch.load(f"process_{rank}.pt")) for rank in (0, 1))
     for name, ours in first.items():
         if not name.startswith("checkpoint.history"):  # one process measures for all
@@ -66,19 +70,18 @@ def test_two_processes_train_one_run(train_in_two, monkeypatch):
             assert same(ours, second[name]), name
 
 
-@pytest.mark.parametrize("step", [2, 3], ids=["in an epoch", "in its last step"])
-def test_a_signal_to_one_process_stops_both_and_the_run_resumes_bit_for_bit(train_in_two, step):
-    with signal_in_step(step, signal.SIGTERM, rank="1"):
-        (status, text), others = train_in_two("--EPOCHS=2")
-    assert (status, others) == (143, (143, ""))
-    assert "To resume:\n  torchrun --nproc-per-node=2 train_model.py --DATASET=phantom" in text
-    assert steps_done() == step
-    assert train_in_two("--EPOCHS=2")[0][0] == 0
-    assert train_in_two("--EPOCHS=2", "--RUN_NAME=straight")[0][0] == 0
+def test_a_signal_to_one_process_stops_both_and_the_run_resumes_bit_for_bit(small, trained):
+    with signal_in_step(2, signal.SIGTERM, rank="1"):
+        (status, text), others = train_in_two(*small, "--EPOCHS=2")
+    assert (status, others) == (143, (143, "")), text
+    assert "nothing is lost. To resume:\n  torchrun --nproc-per-node=2 " in text
+    assert steps_done() == 2
+    assert train_in_two(*small, "--EPOCHS=2")[0][0] == 0
+    shutil.copytree(trained[0] / "models/phantom", "models/straight")
     assert_same_run("phantom", "straight")
 
 
-def test_a_scheduler_may_warn_any_process_and_one_saves(train_in_two, monkeypatch):
+def test_a_scheduler_may_warn_any_process_and_one_saves(small, monkeypatch):
     save, saved = checkpoint.save, Path("saved.txt")
 
     def save_and_note(path, content):
@@ -88,33 +91,33 @@ def test_a_scheduler_may_warn_any_process_and_one_saves(train_in_two, monkeypatc
 
     monkeypatch.setattr(checkpoint, "save", save_and_note)
     with signal_in_step(2, signal.SIGUSR1, rank="1"):
-        (status, text), _ = train_in_two("--EPOCHS=1", "--METRIC_IMAGES=0")
+        (status, text), _ = train_in_two(*small, "--EPOCHS=1", "--METRIC_IMAGES=0")
     assert status == 0, text
     names = ["checkpoint.pt 0", "checkpoint.pt 2", "generator_epoch_0001.pt ", "checkpoint.pt 3"]
     assert saved.read_text().splitlines() == names
 
 
-def test_a_run_goes_on_with_any_number_of_processes(run, train, train_in_two):
+def test_a_run_goes_on_with_any_number_of_processes(run, train):
     small = train("--EPOCHS=1")
-    status, text = train_in_two("--EPOCHS=2")[0]
+    status, text = train_in_two(*small, "--EPOCHS=2")[0]
     assert status == 0 and "from epoch 2\n" in text, text
     resumed = run("train_model.py", *small, "--EPOCHS=3")
     assert resumed.status == 0 and "from epoch 3\n" in resumed.text
     assert steps_done() == 9
 
 
-def test_a_step_must_be_divisible_by_the_processes(train_in_two):
-    results = train_in_two("--BATCH_SIZE=33")
+def test_a_step_must_be_divisible_by_the_processes(small):
+    results = train_in_two(*small, "--BATCH_SIZE=33")
     assert [status for status, _ in results] == [1, 1]
     text = "".join(text for _, text in results)
     assert text.startswith("error: BATCH_SIZE=33: legal is a multiple of 2, the processes")
     assert text.count("\n") == 1 and not Path("models").exists()
 
 
-def test_an_error_of_the_first_process_ends_the_other_and_is_told_once(run, train, train_in_two):
-    train("--EPOCHS=1")
-    (status, text), (other, silence) = train_in_two("--EPOCHS=2", "--SEED=5")
-    assert (status, other, silence) == (1, 1, "")
+def test_an_error_of_the_first_process_ends_the_other_and_is_told_once(train):
+    small = train("--EPOCHS=1")
+    (status, text), others = train_in_two(*small, "--EPOCHS=2", "--SEED=5")
+    assert (status, others) == (1, (1, ""))
     assert text.startswith("error: models/phantom was trained with other settings: SEED was 0")
     assert text.count("\n") == 1
 
