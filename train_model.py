@@ -91,7 +91,6 @@ def main(constants):
             run = checkpoint.resume(saved, run, progress, model, folder / "checkpoint.pt")
         elif RESUME == "never" and (folder.exists() or pictures.exists()):
             print(f"the run that was here is now called {runs.archive(folder, pictures)}")
-        files.make_folder(folder)
         files.remove_leftovers(folder)
         status.print_summary(run, progress, model, source, folder, pictures, reference)
         train(images.to(device), labels.to(device), run, progress, model, folder, reference)
