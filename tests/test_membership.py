@@ -1,11 +1,15 @@
 """Membership attacks: they find planted copies, nothing in fresh images, and say how sure."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 from common import dataset, membership
 from dcgan import Discriminator
+from report import evaluation
 
 N = 300
 
@@ -74,6 +78,21 @@ def test_an_untrained_discriminator_gives_nobody_away(sets, labels):
     discriminator = Discriminator(labels=labels).eval()
     found = membership.logit_auc(discriminator, members, non_members)
     assert found["low"] < 0.5 < found["high"]
+
+
+def test_the_report_attacks_with_what_there_is(sets):
+    """Too few held-out images, or a discriminator that dcgan.py no longer has, are left out."""
+    synthetic, images, _, held_out = sets
+    saved = {"model_args": {"discriminator": {}}, "discriminator": Discriminator().state_dict()}
+
+    def rows(held_out):
+        samples = SimpleNamespace(images=images, examined=synthetic, held_out=held_out)
+        return [*evaluation.attacks(samples, saved, Path("checkpoint.pt"), 0)]
+
+    assert rows(held_out) == ["images", "other", "chance", "discriminator"]
+    saved["model_args"] = {"discriminator": {"texture": False}}
+    assert rows(held_out) == ["images", "other", "chance"]
+    assert rows(held_out[:5]) == rows(None) == []
 
 
 def test_the_auc_is_that_of_scikit_learn_and_its_interval_holds_what_it_promises():
