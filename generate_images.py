@@ -247,6 +247,14 @@ def describe(saved, folder, path, n, about_labels, real):
             lines.append(
                 "val_ and test_ arrays are empty: results have to be tested on real images."
             )
+    lines += [
+        "",
+        "Do they give away who was trained on? An empirical check, not a guarantee, is in the",
+        'report, under "Who was in the training set?":',
+        f"  python generate_report.py --RUN_NAME={folder.name}",
+        "Pass on images or generator_epoch_....pt, and keep checkpoint.pt: it holds the",
+        "discriminator, to which every training image was shown again and again.",
+    ]
     if "license" in info:
         lines += ["", f"The images learned from are MedMNIST's, {info['license']}; to be cited:"]
         lines.append("Yang et al. MedMNIST v2. Scientific Data 10, 41 (2023), and their sources")

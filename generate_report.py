@@ -46,7 +46,7 @@ BY_LABEL = True  # images of each label, if the run has learned labels [True, Fa
 NUMBERS = True  # all metrics of the epoch shown, and the main ones of all epochs [True, False]
 DETECTIVE = True  # new small CNNs learn to tell synthetic from real; a minute [True, False]
 DIVERSITY = True  # many images, near-duplicates, means and grey levels [True, False]
-COPIES = True  # the images nearest to the training set [True, False]
+COPIES = True  # the images nearest to the training set, attacks on membership [True, False]
 LATENT_SPACE = True  # walks between latents [True, False]
 FAILURES = True  # the images furthest from the training set [True, False]
 PLAY = True  # a page of its own, play.html, to play with both networks [True, False]
@@ -102,7 +102,7 @@ def main(constants):
         "numbers": (NUMBERS, evaluation.numbers, (captions, samples, neighbours, generator, saved)),
         "detective": (DETECTIVE, verdict.detective, (captions, samples, generator, saved)),
         "diversity": (DIVERSITY, sections.diversity, (captions, samples)),
-        "copies": (COPIES, evaluation.copies, (captions, samples, neighbours)),
+        "copies": (COPIES, evaluation.copies, (captions, samples, neighbours, *networks[1:3])),
         "latent_space": (LATENT_SPACE, sections.latent_space, (captions, generator, saved)),
         "failures": (FAILURES, evaluation.failures, (captions, samples, neighbours)),
         "play": (PLAY, play.play, (captions, samples, *networks, page)),

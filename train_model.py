@@ -17,13 +17,13 @@ if __name__ == "__main__":
     startup.begin()  # before torch, which takes seconds
 
 import copy
-import shlex
 import time
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import common.distributed as distributed
 from common import checkpoint, dataset, files, hardware, metrics, runs, sampling, status
 from common.checkpoint import Model, Progress, Run
 from common.ema import update_bn, update_ema
@@ -66,13 +66,14 @@ MAY_CHANGE = {"DATA_DIR", "EPOCHS", "DEVICE", "RUN_NAME", "MODELS_DIR", "IMAGES_
 MAY_CHANGE |= {"CHECKPOINT_MINUTES", "SNAPSHOT_EPOCHS", "RESUME"}
 
 
+@distributed.launch
 def main(constants):
     """Check the settings, start a run or resume it, and train it to its last epoch."""
     constants["DATASET"] = name = dataset.check_name(DATASET)  # no checkpoint holds a path
     device = hardware.choose_device(DEVICE)
     folder = runs.run_folder(MODELS_DIR, RUN_NAME or name)
     pictures = runs.run_folder(IMAGES_DIR, RUN_NAME or name)
-    with files.lock(folder):
+    with distributed.lock(folder):
         saved = None
         if RESUME == "auto":
             networks = {"generator": Generator, "discriminator": Discriminator}
@@ -89,7 +90,6 @@ def main(constants):
             run = checkpoint.resume(saved, run, progress, model, folder / "checkpoint.pt")
         elif RESUME != "auto" and (folder.exists() or pictures.exists()):
             print(f"the run that was here is now called {runs.archive(folder, pictures)}")
-        files.make_folder(folder)
         files.remove_leftovers(folder)
         status.print_summary(run, progress, model, source, folder, pictures, reference)
         train(images.to(device), labels.to(device), run, progress, model, folder, reference)
@@ -189,13 +189,13 @@ def train(images, labels, run, progress, model, folder, reference):
     done = progress.epoch * epoch_images + progress.images_seen
     last_step = last_save = last_status = time.monotonic()
     progress_bar = tqdm(total=EPOCHS * epoch_images, initial=done, unit=" images", disable=None)
-    with startup.catch_signals() as signals, progress_bar as bar:
+    with startup.catch_signals() as caught, progress_bar as bar:
         while progress.epoch < EPOCHS:
             bar.set_description(f"epoch {progress.epoch + 1}/{EPOCHS}", refresh=False)
             while progress.images_seen < epoch_images:
                 # Get a batch.
                 start = progress.images_seen
-                batch = progress.permutation[start : start + BATCH_SIZE]
+                batch = distributed.part(progress.permutation[start : start + BATCH_SIZE])
                 real = dataset.to_network(images[batch])
 
                 # Update D, G and the EMA.
@@ -213,22 +213,17 @@ def train(images, labels, run, progress, model, folder, reference):
                 bar.update(BATCH_SIZE)
                 if now - last_status > (60 if bar.disable else 1):  # seconds
                     last_status = now
-                    line = status.describe_means(status.means(progress, BATCH_SIZE))
-                    bar.set_postfix_str(line, refresh=False)
-                    if bar.disable:
-                        share = progress.images_seen / epoch_images
-                        print(f"{share:.0%} of epoch {progress.epoch + 1}/{EPOCHS}, {line}")
+                    status.show_means(bar, progress, BATCH_SIZE, EPOCHS, epoch_images)
 
                 # Save a checkpoint.
+                signals = distributed.agree(caught)
                 if signals.save or now - last_save > 60 * CHECKPOINT_MINUTES:
                     update_bn(model.generator_ema, run.label_counts, SEED, dtype)
                     checkpoint.save_run(run, progress, model, folder)
                     last_save, signals.save = now, False
                 if signals.stop:
                     bar.close()
-                    again = ["--RESUME=auto"] if RESUME == "never" else []
-                    print(f"stopped in epoch {progress.epoch + 1}, nothing is lost. To resume:")
-                    print(f"  python {shlex.join(sys.argv + again)}")
+                    status.print_stopped(progress.epoch + 1, RESUME)
                     sys.exit(128 + signals.stop)
 
             bar.write(end_epoch(len(images), run, progress, model, folder, reference))
@@ -257,7 +252,7 @@ def train_step(real, labels, model, dtype):
     """
     generator, discriminator = model.generator, model.discriminator
     real = real.contiguous(memory_format=torch.channels_last)
-    latents = torch.randn(len(real), LATENT_DIM, device=real.device)
+    latents = distributed.randn(len(real), LATENT_DIM, device=real.device)
 
     # Update D.
     with hardware.autocast(real.device, dtype):
@@ -267,6 +262,7 @@ def train_step(real, labels, model, dtype):
     loss_d = discriminator_loss(real_logits, fake_logits)
     model.optimizer_d.zero_grad()
     loss_d.backward()
+    distributed.average_gradients(discriminator)
     model.optimizer_d.step()
 
     # Update G.
@@ -276,11 +272,13 @@ def train_step(real, labels, model, dtype):
     loss_g = generator_loss(logits)
     model.optimizer_g.zero_grad()
     loss_g.backward()
+    distributed.average_gradients(generator)
     model.optimizer_g.step()
     discriminator.requires_grad_(True)
 
     d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
-    return torch.stack([loss_d, loss_g, d_real, d_fake]).detach()
+    statistics = torch.stack([loss_d, loss_g, d_real, d_fake]).detach()
+    return distributed.average_statistics(statistics, generator, discriminator)
 
 
 # -log D(x) - log(1 - D(G(z))), D being the sigmoid of a logit (Goodfellow et al. 2014, eq. 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from common import distributed
 from common.settings import UserError
 
 
@@ -30,8 +31,8 @@ def choose_device(name):
 def describe(device):
     """Return the name of a device, for the start-up summary and reports."""
     if device.type == "cuda":
-        return f"cuda, {torch.cuda.get_device_name(device)}"
-    return f"cpu, {torch.get_num_threads()} threads"
+        return f"{distributed.describe()}cuda, {torch.cuda.get_device_name(device)}"
+    return f"{distributed.describe()}cpu, {torch.get_num_threads()} threads"
 
 
 def cpu_name():

@@ -1,8 +1,10 @@
 """What train_model.py prints: the summary of a run, its status lines and warnings."""
 
+import shlex
+import sys
 from datetime import timedelta
 
-from common import dataset, hardware
+from common import dataset, distributed, hardware
 
 STATISTICS = ["loss_discriminator", "loss_generator", "d_real", "d_fake"]
 COLLAPSE = (
@@ -35,10 +37,29 @@ def print_summary(run, progress, model, source, folder, pictures, reference):
         print(f"reference  {scores}: {reference['n']:,} real images")
 
 
+def print_stopped(epoch, resume):
+    """Print that training was stopped in an epoch, and the command to resume it.
+
+    resume: the constant RESUME of train_model.py.
+    """
+    again = ["--RESUME=auto"] if resume == "never" else []
+    print(f"stopped in epoch {epoch}, nothing is lost. To resume:")
+    print(f"  {distributed.command()} {shlex.join(sys.argv + again)}")
+
+
 def means(progress, batch_size):
     """Return the means of the STATISTICS over the unfinished epoch, {name: value}."""
     values = (progress.running_sums / (progress.images_seen // batch_size)).tolist()
     return {name: round(value, 4) for name, value in zip(STATISTICS, values, strict=True)}
+
+
+def show_means(bar, progress, batch_size, epochs, epoch_images):
+    """Show the means of the unfinished epoch behind a progress bar, or in a line if it is off."""
+    line = describe_means(means(progress, batch_size))
+    bar.set_postfix_str(line, refresh=False)
+    if bar.disable:
+        share = progress.images_seen / epoch_images
+        print(f"{share:.0%} of epoch {progress.epoch + 1}/{epochs}, {line}")
 
 
 def describe_means(row):

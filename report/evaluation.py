@@ -6,7 +6,8 @@ Each section takes and returns what those in sections.py do.
 import numpy as np
 import torch
 
-from common import dataset, metrics, sampling
+from common import checkpoint, dataset, membership, metrics, sampling
+from common.settings import UserError
 from report import plotting
 from report.sections import EXAMPLES, per_pixel
 
@@ -169,8 +170,11 @@ def draw_metrics(history, table, n, captions):
     return figure
 
 
-def copies(captions, samples, neighbours, out, options):
-    """The synthetic and the held-out images nearest to the training set, and all distances."""
+def copies(captions, samples, neighbours, saved, path, out, options):
+    """The images nearest to the training set, all distances, and attacks on membership.
+
+    saved: the content of the checkpoint at path.
+    """
     inputs, scale = (captions, samples, neighbours), options.SCALE
     page = {"n": len(samples.examined)}
     page["picture"] = draw_pairs(*inputs, out / "copies.png", scale)
@@ -190,7 +194,32 @@ def copies(captions, samples, neighbours, out, options):
         lambda: plotting.histogram(captions.about, distances, bins, xlabel, "images (%)"),
         "Distances of synthetic and held-out images to their nearest training images",
     )
-    return page
+    return page | {"membership": attacks(samples, saved, path, options.SEED)}
+
+
+def attacks(samples, saved, path, seed):
+    """What attacks find out about who is in the training set, {name: as `separate` returns}.
+
+    "images" and "discriminator" are told apart by the synthetic images and by the discriminator of
+    the checkpoint at path, whose content is saved. "other" is the first one with other training
+    images in place of the synthetic ones, "chance" with other training images in place of the
+    held-out ones. {} if there are too few images; without a discriminator if it does not fit.
+    """
+    held_out, synthetic = samples.held_out, samples.examined
+    halves = metrics.split_real(samples.images, max(len(synthetic), metrics.MIN_IMAGES), seed)
+    if halves is None or held_out is None or len(held_out) < metrics.MIN_IMAGES:
+        return {}
+    members, others = halves
+    found = {
+        "images": membership.membership_auc(synthetic, members, held_out),
+        "other": membership.membership_auc(others[: len(synthetic)], members, held_out),
+        "chance": membership.membership_auc(synthetic, members, others),
+    }
+    try:
+        discriminator = checkpoint.rebuild_discriminator(saved, path)
+    except UserError:  # dcgan.py has another one now
+        return found
+    return found | {"discriminator": membership.logit_auc(discriminator, members, held_out)}
 
 
 def failures(captions, samples, neighbours, out, options):

@@ -96,15 +96,16 @@ def rewrite(path, content):
 
 
 @contextlib.contextmanager
-def signal_in_step(step, number):
+def signal_in_step(step, number, rank="0"):
     """Send this process a signal in the middle of a step of its training, as Ctrl-C would.
 
-    That is between the discriminator's update and the generator's.
+    That is between the discriminator's update and the generator's. rank: the process to send it to,
+    where torchrun has started several.
     """
     updates = itertools.count(1)  # two a step
 
     def after_update(*_):
-        if next(updates) == 2 * step - 1:
+        if os.environ.get("RANK", "0") == rank and next(updates) == 2 * step - 1:
             signal.raise_signal(number)
 
     hook = register_optimizer_step_post_hook(after_update)

@@ -11,14 +11,15 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 
 
-def start(command):
-    """Start a script in a fork. Returns the number of the process; it writes to output.txt."""
+def start(command, output="output.txt", environment=()):
+    """Start a script in a fork. Returns the number of the process; it writes to a file."""
     child = os.fork()
     if child:
         return child
     status = 1
     try:
-        file = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.environ.update(environment)
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1), os.dup2(file, 2)
         sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
         sys.argv = command
@@ -35,13 +36,13 @@ def start(command):
         os._exit(status)
 
 
-def finish(child, seconds=120):
+def finish(child, output="output.txt", seconds=120):
     """Wait for a fork, at most so long. Returns (status, text); a signal is a negative status."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            text = Path("output.txt").read_text(errors="replace")
+            text = Path(output).read_text(errors="replace")
             return os.waitstatus_to_exitcode(status), text
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)

@@ -171,6 +171,7 @@ def test_medmnists_class_loads_the_export_in_place_of_the_real_file(run, tmp_pat
     about = Path(root, "ABOUT.txt").read_text()
     assert "val_ and test_ arrays are REAL" in about and "CC BY 4.0" in about
     assert "NOT FOR CLINICAL USE" in about
+    assert "An empirical check, not a guarantee" in about and "--RUN_NAME=" in about
 
     few = run("generate_images.py", "--N_IMAGES=70", "--OUT=few", "--LABELS=Pneumonia")
     assert few.status == 1 and '"normal", "pneumonia"' in few.text

@@ -1,4 +1,4 @@
-"""The house: who imports whom, scripts that start from anywhere, and the README's snippet."""
+"""The house: who imports whom, scripts that start from anywhere, and the snippets of the docs."""
 
 import ast
 import os
@@ -61,3 +61,14 @@ def test_the_readmes_snippet_draws_images(train):
     exec(snippet, names)
     assert names["images"].shape == names["pixels"].shape == (16, 1, 28, 28)
     assert names["images"].abs().max() <= 1 and names["pixels"].dtype == torch.uint8
+
+
+def test_the_snippet_on_few_labels_fits_a_classifier(train, phantom_dir, capsys):
+    train("--EPOCHS=5", "--METRIC_IMAGES=0")
+    os.symlink(phantom_dir, "data")
+    snippets = re.findall(r"```python\n(.*?)```", (REPO / "docs/FILES.md").read_text(), re.DOTALL)
+    (snippet,) = [snippet for snippet in snippets if "LogisticRegression" in snippet]
+    names = {}
+    exec(snippet, names)
+    assert names["features"].shape == (100, 2048) and not names["features"].requires_grad
+    assert 0.5 < float(capsys.readouterr().out) <= 1  # the AUC of the one line that it prints

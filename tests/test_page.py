@@ -184,6 +184,14 @@ def test_near_duplicates_of_what_was_shown_are_no_riddle(training_images):
     assert torch.equal(chosen, new)
 
 
+def test_the_page_says_what_attacks_on_membership_find(page):
+    """Six steps are too few to remember anything: all rows are near 0.5."""
+    for row in ("images", "other", "chance", "discriminator"):
+        auc, _ = page.values[f"membership-{row}"]
+        assert 0.3 < auc < 0.7
+    assert "keep checkpoint.pt" in page.text and "not a guarantee" in page.text
+
+
 def test_a_planted_copy_is_found(run, tmp_path, monkeypatch, phantom_dir):
     """A synthetic image is put among the training images, as if it had been copied from there."""
     monkeypatch.chdir(tmp_path)

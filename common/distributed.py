@@ -1,0 +1,196 @@
+"""One run trained by several processes that torchrun starts: one a GPU, or with gloo on CPUs.
+
+    torchrun --nproc-per-node=4 train_model.py
+
+BATCH_SIZE stays that of the whole step. All processes draw the same order of images and the same
+latents, each takes its part, and the gradients are averaged: all make the same step. BatchNorm
+normalises by the part of a process; its running statistics are averaged. What else is random, as
+the shifts of dcgan.Texture, is the same in all processes too: they have one random state, which is
+what a checkpoint holds, so a run goes on with any number of processes. DistributedDataParallel
+would not do: it raises where a network with BatchNorm runs twice before one backward.
+
+The first process alone reads and writes the run's folder, prints and measures. Without torchrun
+nothing here does anything.
+"""
+
+import contextlib
+import os
+import sys
+from datetime import timedelta
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+
+from common import checkpoint, files, metrics, runs, startup
+from common.settings import UserError
+
+# What the first process does for all; in the others these functions do nothing.
+FIRST_ONLY = (
+    (checkpoint, "save"),
+    (files, "write_csv"),
+    (files, "remove_leftovers"),
+    (metrics, "split_real"),  # without it, nothing is measured
+    (runs, "archive"),
+)
+PATIENCE = timedelta(hours=1)  # as long can one process keep the others waiting, with a download
+
+
+def launch(main):
+    """Return main as it is or, under torchrun, a function that joins the others and then runs it.
+
+    What ends one process ends all of them; only the one in which it happened first tells it.
+    """
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        return main
+    nowhere, stderr = startup.Output(None), sys.stderr
+    if os.environ["RANK"] != "0":
+        sys.stdout = sys.stderr = nowhere
+
+    def run(constants):
+        store, rank, n = next(dist.rendezvous("env://"))
+        try:
+            join(store, rank, n, constants)
+            main(constants)
+        except (Exception, UserError):
+            told = False
+            with contextlib.suppress(RuntimeError):  # torchrun is gone, and the store with it
+                told = store.add("errors", 1) > 1
+            sys.stderr = nowhere if told else stderr
+            raise
+        except SystemExit:  # after a signal, of which agree told all of them
+            dist.destroy_process_group()
+            raise
+        dist.destroy_process_group()
+
+    return run
+
+
+def join(store, rank, n, constants):
+    """Make this process one of the n that train a run. Raises UserError.
+
+    store: what torchrun lends them to find each other; constants: those of train_model.py.
+    """
+    if constants["BATCH_SIZE"] % n:
+        raise UserError(
+            f"BATCH_SIZE={constants['BATCH_SIZE']}: legal is a multiple of {n}, the processes that "
+            "torchrun started"
+        )
+    backend = "gloo"
+    if constants["DEVICE"] != "cpu" and torch.cuda.is_available():
+        gpu, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if gpu >= gpus:
+            started = os.environ["LOCAL_WORLD_SIZE"]
+            raise UserError(
+                f"torchrun started {started} processes here, and torch finds {gpus} CUDA devices. "
+                f"Use --nproc-per-node={gpus}, or train with --DEVICE=cpu"
+            )
+        torch.cuda.set_device(gpu)
+        if dist.is_nccl_available():
+            backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=n, timeout=PATIENCE)
+    checkpoint.find = shared(checkpoint.find)
+    for module, name in FIRST_ONLY if rank > 0 else ():
+        setattr(module, name, lambda *_: None)
+
+
+def shared(function):
+    """Return a function that the first process calls and whose result all of them get."""
+
+    def call(*arguments):
+        result = [function(*arguments) if is_first() else None]
+        with others():
+            dist.broadcast_object_list(result)
+        return result[0]
+
+    return call
+
+
+@contextlib.contextmanager
+def others():
+    """Raise a UserError if another process no longer answers in the block."""
+    try:
+        yield
+    except RuntimeError as error:  # of gloo and NCCL
+        cause = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"another process of this run has ended, and so does this one ({cause}). "
+            "The last checkpoint is kept: the same command resumes the run."
+        ) from None
+
+
+def count():
+    """Return the number of processes that train this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_first():
+    return count() == 1 or dist.get_rank() == 0
+
+
+def lock(folder):
+    """Lock the folder of the run, as files.lock does, for all processes of the run."""
+    return files.lock(folder) if is_first() else contextlib.nullcontext()
+
+
+def describe():
+    """Return how many processes compute, to be put before the name of the device of each."""
+    return f"{count()} processes, each on " if count() > 1 else ""
+
+
+def command():
+    """Return what a script of this run was started with, up to its name."""
+    if count() == 1:
+        return "python"
+    return f"torchrun --nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"
+
+
+def part(rows):
+    """Return the part of this process of a whole step: (B, ...) -> (B / processes, ...)."""
+    return rows.chunk(count())[dist.get_rank()] if count() > 1 else rows
+
+
+def randn(n, *size, device):
+    """torch.randn for the n rows of this process, its part of what all of them draw alike."""
+    return part(torch.randn(n * count(), *size, device=device))
+
+
+def average_gradients(network):
+    """Average the gradients of a network over the processes."""
+    average([p.grad for p in network.parameters() if p.grad is not None])
+
+
+def average_statistics(statistics, *networks):
+    """Average a tensor and the running statistics of networks' BatchNorm. Returns the tensor."""
+    buffers = (buffer for network in networks for buffer in network.buffers())
+    average([statistics, *(buffer for buffer in buffers if buffer.is_floating_point())])
+    return statistics
+
+
+def average(tensors):
+    """Average float tensors over the processes, in place, by one all_reduce for all of them."""
+    if count() == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    with others():
+        dist.all_reduce(flat)
+    pieces = flat.div_(count()).split([tensor.numel() for tensor in tensors])
+    for tensor, piece in zip(tensors, pieces, strict=True):
+        tensor.copy_(piece.view_as(tensor))
+
+
+def agree(signals):
+    """Return what the signals of any process ask all of them for, after the same step.
+
+    signals: of this process, as startup.catch_signals yields.
+    """
+    if count() == 1:
+        return signals
+    save, stop = signals.save, signals.stop or 0
+    if save:  # not otherwise: a signal may have come since
+        signals.save = False
+    asked = torch.tensor([int(save), stop])  # on the CPU: a GPU would have to finish its step
+    with others():
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+    save, stop = asked.tolist()
+    return SimpleNamespace(save=bool(save or stop), stop=stop or None)

@@ -1,0 +1,154 @@
+"""One run trained by several processes, with gloo on the CPU: the same as by one, only shared."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import forks
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import REPO, signal_in_step
+from test_training import assert_same_run, contents, steps_done, wait_for_a_step
+
+from common import checkpoint
+
+
+def train_in_two(*arguments):
+    """Do what `torchrun --nproc-per-node=2 train_model.py arguments` does, in forks: it is quick.
+
+    Returns what each of the two processes ended with and printed, [(status, text), ...].
+    """
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    environment = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port)}
+    environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "test"}
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    started = []
+    for rank in ("0", "1"):
+        output, own = f"output_{rank}.txt", environment | {"RANK": rank, "LOCAL_RANK": rank}
+        started.append((forks.start(["train_model.py", *arguments], output, own), output))
+    return [forks.finish(*each) for each in started]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, small_run):
+    """A folder with a run of two epochs by two processes, and what they printed.
+
+    Each process leaves there, as process_0.pt and process_1.pt, what it knows at the end.
+    """
+    save_run = checkpoint.save_run
+
+    def save_run_and_a_copy(run, progress, model, folder):
+        state = checkpoint.fields(progress) | {"random": torch.get_rng_state()}
+        state |= {name: part.state_dict() for name, part in checkpoint.fields(model).items()}
+        torch.save(state, f"process_{os.environ['RANK']}.pt")
+        save_run(run, progress, model, folder)
+
+    folder = tmp_path_factory.mktemp("two")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_run", save_run_and_a_copy)
+        return folder, train_in_two(*small_run, "--EPOCHS=2")
+
+
+def test_two_processes_train_one_run(trained, monkeypatch):
+    folder, ((status, text), others) = trained
+    monkeypatch.chdir(folder)
+    assert status == 0, text
+    assert others == (0, "")  # one process prints for all
+    assert "2 processes, each on cpu" in text and text.count("\nepoch 2/2, ") == 1
+    names = {path.name for path in Path("models/phantom").iterdir()}
+    snapshots = {"generator_epoch_0001.pt", "generator_epoch_0002.pt"}
+    assert names == {"checkpoint.pt", "log.csv", *snapshots}
+    first, second = (contents(torch.load(f"process_{rank}.pt")) for rank in (0, 1))
+    for name, ours in first.items():
+        if not name.startswith("checkpoint.history"):  # one process measures for all
+            same = torch.equal if isinstance(ours, torch.Tensor) else lambda a, b: a == b
+            assert same(ours, second[name]), name
+
+
+def test_a_signal_to_one_process_stops_both_and_the_run_resumes_bit_for_bit(small, trained):
+    with signal_in_step(2, signal.SIGTERM, rank="1"):
+        (status, text), others = train_in_two(*small, "--EPOCHS=2")
+    assert (status, others) == (143, (143, "")), text
+    assert "nothing is lost. To resume:\n  torchrun --nproc-per-node=2 " in text
+    assert steps_done() == 2
+    assert train_in_two(*small, "--EPOCHS=2")[0][0] == 0
+    shutil.copytree(trained[0] / "models/phantom", "models/straight")
+    assert_same_run("phantom", "straight")
+
+
+def test_a_scheduler_may_warn_any_process_and_one_saves(small, monkeypatch):
+    save, saved = checkpoint.save, Path("saved.txt")
+
+    def save_and_note(path, content):
+        with saved.open("a") as file:
+            file.write(f"{path.name} {content.get('step', '')}\n")
+        save(path, content)
+
+    monkeypatch.setattr(checkpoint, "save", save_and_note)
+    with signal_in_step(2, signal.SIGUSR1, rank="1"):
+        options = ["--EPOCHS=1", "--METRIC_IMAGES=0", "--RESUME=never"]
+        (status, text), _ = train_in_two(*small, *options)
+    assert status == 0, text
+    assert not list(Path("models").glob("*-old-1"))  # there was none to archive
+    names = ["checkpoint.pt 0", "checkpoint.pt 2", "generator_epoch_0001.pt ", "checkpoint.pt 3"]
+    assert saved.read_text().splitlines() == names
+
+
+def test_a_run_goes_on_with_any_number_of_processes(run, train):
+    small = train("--EPOCHS=1")
+    status, text = train_in_two(*small, "--EPOCHS=2")[0]
+    assert status == 0 and "from epoch 2\n" in text, text
+    resumed = run("train_model.py", *small, "--EPOCHS=3")
+    assert resumed.status == 0 and "from epoch 3\n" in resumed.text
+    assert steps_done() == 9
+
+
+def test_a_step_must_be_divisible_by_the_processes(small):
+    results = train_in_two(*small, "--BATCH_SIZE=33")
+    assert [status for status, _ in results] == [1, 1]
+    text = "".join(text for _, text in results)
+    assert text.startswith("error: BATCH_SIZE=33: legal is a multiple of 2, the processes")
+    assert text.count("\n") == 1 and not Path("models").exists()
+
+
+def test_an_error_of_the_first_process_ends_the_other_and_is_told_once(train):
+    small = train("--EPOCHS=1")
+    (status, text), others = train_in_two(*small, "--EPOCHS=2", "--SEED=5")
+    assert (status, others) == (1, (1, ""))
+    assert text.startswith("error: models/phantom was trained with other settings: SEED was 0")
+    assert text.count("\n") == 1
+
+
+@pytest.fixture
+def torchrun(start, small):
+    """Start the real torchrun with two processes, and wait until they have made a step."""
+    script = [Path(sys.executable).with_name("torchrun"), "--nproc-per-node=2"]
+    command = [*script, str(REPO / "train_model.py"), *small, "--EPOCHS=1000"]
+    process = start(*command, "--CHECKPOINT_MINUTES=0")
+    wait_for_a_step(process)
+    return process
+
+
+def test_a_process_that_is_killed_ends_all_with_a_message(torchrun, small, run):
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    second = [n for n in children if b"\0RANK=1\0" in Path(f"/proc/{n}/environ").read_bytes()]
+    os.kill(int(second[0]), signal.SIGKILL)
+    text, _ = torchrun.communicate(timeout=60)
+    assert torchrun.returncode == 1
+    assert text.count("error: another process of this run has ended") == 1
+    assert "Signal 9 (SIGKILL)" in text  # torchrun says which
+    epoch = steps_done() // 3 + 1
+    assert run("train_model.py", *small, f"--EPOCHS={epoch}").status == 0
+
+
+def test_stopping_torchrun_saves_the_run(torchrun):
+    torchrun.send_signal(signal.SIGTERM)
+    text, _ = torchrun.communicate(timeout=60)
+    assert text.count("nothing is lost. To resume:") == 1 and "error: " not in text
+    said = int(re.search(r"stopped in epoch (\d+)", text)[1])
+    assert steps_done() // 3 + 1 == said
