@@ -273,9 +273,9 @@ def resume(saved, run, progress, model, path):
     """
     folder = path.parent
     if saved["data_sha256"] != run.data_sha256:
-        data_dir, name = run.settings["DATA_DIR"], run.settings["DATASET"]
+        data = dataset.file(*(run.settings[key] for key in ("DATA_DIR", "DATASET", "SIZE")))
         raise UserError(
-            f"{data_dir}/{name}.npz does not hold the images and labels that {folder} "
+            f"{data} does not hold the images and labels that {folder} "
             "was trained on. Put the old file back, or choose another RUN_NAME."
         )
     for name, old in saved["recipe"].items():

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import math
 import warnings
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
-from common import download, files, npz, phantom
+from common import download, files, hardware, npz, phantom
 from common.settings import UserError
 
 with warnings.catch_warnings():
@@ -26,7 +27,7 @@ INFO["phantom"] = {
 }
 NAMES = list(INFO)
 KEYS = [f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")]
-SIZE = 28  # pixels, height and width
+SIZES = (28, 64, 128, 224)  # pixels, height and width
 NO_FINDING = "no finding"
 OFFICIAL = "the official file (MD5 agrees)"
 
@@ -34,6 +35,16 @@ OFFICIAL = "the official file (MD5 agrees)"
 def title(name):
     """Return the name of a data set as logs and pictures show it."""
     return INFO[name]["python_class"]
+
+
+def sized(name, size):
+    """Return what MedMNIST+ calls something at this size: NAME at 28 pixels, NAME_64 and so on."""
+    return name if size == 28 else f"{name}_{size}"
+
+
+def file(folder, name, size):
+    """Return the path of a data set's file in a folder."""
+    return Path(folder) / f"{sized(name, size)}.npz"
 
 
 def check_name(name):
@@ -44,10 +55,11 @@ def check_name(name):
         raise UserError(f"DATASET={name}: {hint}Known are {', '.join(NAMES)}.")
 
 
-def load(name, split="train", folder="data", fraction=1.0, seed=0, trained_on=""):
+def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trained_on=""):
     """Return one split as (images, labels, source).
 
-    images: uint8 tensor (N, C, 28, 28), C is 1 or 3, 0 is black. labels: integer tensor (N, L);
+    images: uint8 tensor (N, C, size, size), C is 1 or 3, 0 is black; in memory, or mapped from a
+    file where they would fill more than half of it. labels: integer tensor (N, L);
     ChestMNIST has L = 14 columns, any number of which can be 1 (all zero: no finding).
     source: the file and where it comes from, in words.
     fraction: seeded random part of the split, in (0, 1].
@@ -56,7 +68,7 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, trained_on=""
     Raises UserError if there is no usable file and none can be made or downloaded.
     """
     check_name(name)
-    path = Path(folder) / f"{name}.npz"
+    path = file(folder, name, size)
     if trained_on:
         with files.reading(path):
             missing = not path.exists()
@@ -65,16 +77,16 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, trained_on=""
                 f"{path} does not exist. {trained_on}; give the folder of that file as --DATA_DIR"
             )
     elif name == "phantom":
-        files.make_once(path, write_phantom, path)
+        files.make_once(path, write_phantom, path, size)
     else:
-        info = INFO[name]
-        files.make_once(path, download.download, name, path, info["url"], info["MD5"])
-    images, labels = read_split(path, split, name)
+        url, md5 = (INFO[name][sized(key, size)] for key in ("url", "MD5"))
+        files.make_once(path, download.download, sized(name, size), path, url, md5)
+    images, labels = read_split(path, split, name, size=size)
     if fraction < 1.0:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         chosen = order[: max(1, round(fraction * len(images)))]
         images, labels = images[chosen], labels[chosen]
-    return images, labels, f"{path}, {provenance(name, path)}"
+    return images, labels, f"{path}, {provenance(name, path, size)}"
 
 
 def to_network(pixels):
@@ -88,7 +100,7 @@ def to_pixels(images):
 
 
 def to_hwc(images):
-    """uint8 (N, C, 28, 28) -> array (N, 28, 28), or (N, 28, 28, 3) for colour, as in MedMNIST."""
+    """uint8 (N, C, S, S) -> array (N, S, S), or (N, S, S, 3) for colour, as in MedMNIST."""
     return images.permute(0, 2, 3, 1).squeeze(-1).numpy()
 
 
@@ -172,42 +184,48 @@ def draw_labels(label_counts, n, random):
 
 def sha256(images, labels=None):
     """Return the SHA-256 of images and label vectors, by which a run knows its data again."""
-    digest = hashlib.sha256(images.numpy())
+    digest = hashlib.sha256()
+    for part in images.split(1024):  # mapped ones need not fit into memory
+        digest.update(part.contiguous().numpy())
     if labels is not None:
         digest.update(labels.numpy())
     return digest.hexdigest()
 
 
-def is_official(name, path):
+def is_official(name, path, size=28):
     """Whether a file is MedMNIST's own, by its MD5. False for the phantom."""
     if name == "phantom":
         return False
     with files.reading(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, download.md5).hexdigest() == INFO[name]["MD5"]
+        return hashlib.file_digest(file, download.md5).hexdigest() == INFO[name][sized("MD5", size)]
 
 
-def provenance(name, path):
+def provenance(name, path, size=28):
     """Return in words where a file comes from."""
     if name == "phantom":
         return "drawn by phantom.py: computer-drawn phantoms, not patients"
-    if is_official(name, path):
+    if is_official(name, path, size):
         return OFFICIAL
     return "not the official file (its MD5 differs), used as it is"
 
 
-def read_split(path, split, name, may_be_empty=False):
-    """Read images (N, C, 28, 28) and labels (N, L) from a file in MedMNIST's layout.
+def read_split(path, split, name, may_be_empty=False, size=28):
+    """Read images (N, C, size, size) and labels (N, L) from a file in MedMNIST's layout.
 
     The order of elements and bytes in the file makes no difference. may_be_empty: whether N may
-    be 0. Raises UserError, with the cause and the fix, if the file is damaged or of another
-    layout, or cannot be read now.
+    be 0. Images that would fill more than half of the free memory are unpacked into a file beside
+    path and mapped, read-only. Raises UserError, with the cause and the fix, if the file is damaged
+    or of another layout or size, or cannot be read now.
     """
 
-    def refuse(cause):
-        if name == "phantom":
+    def refuse(cause, found=size):
+        if found in SIZES and found != size:
+            fix = f"Rename it to {file('', name, found)} and give --SIZE={found}, or move it away."
+        elif name == "phantom":
             fix = "Move it away, and it is drawn again."
         else:
-            fix = f"Move it away to download it again, or replace it from {INFO[name]['url']}"
+            url = INFO[name][sized("url", size)]
+            fix = f"Move it away to download it again, or replace it from {url}"
         raise UserError(f"{path} {cause}. {fix}")
 
     pixels, truth = f"{split}_images", f"{split}_labels"
@@ -219,27 +237,34 @@ def read_split(path, split, name, may_be_empty=False):
             shape, dtype = npz.read_header(archive, pixels)
             if dtype != np.uint8:
                 refuse(f"has {pixels} of type {str(dtype)[:40]}, not uint8")
-            if shape[1:] not in ((SIZE, SIZE), (SIZE, SIZE, 3)):
-                refuse(f"has {pixels} of shape {shape}, not (N, 28, 28) or (N, 28, 28, 3)")
-            n, (shape, dtype) = shape[0], npz.read_header(archive, truth)
+            if shape[1:] not in ((size, size), (size, size, 3)):
+                layouts = f"(N, {size}, {size}) or (N, {size}, {size}, 3)"
+                square = shape[1] if len(shape) > 2 and shape[1:3] == shape[1:2] * 2 else None
+                refuse(f"has {pixels} of shape {shape}, not {layouts}", square)
+            n, large = shape[0], math.prod(shape) > hardware.free_memory() / 2
+            shape, dtype = npz.read_header(archive, truth)
             if dtype.kind not in "iub" or len(shape) not in (1, 2):
                 refuse(f"has {truth} of type {str(dtype)[:40]} and shape {shape}, not (N, L)")
             if shape[0] != n:
                 refuse(f"has {n} {pixels} but {shape[0]} {truth}")
             if n == 0 and not may_be_empty:
                 refuse(f"has no {pixels}")
-            images = torch.from_numpy(npz.read_array(archive, pixels, np.uint8))
+            if large:
+                images = npz.map_array(archive, pixels, path)
+            else:
+                images = torch.from_numpy(npz.read_array(archive, pixels, np.uint8))
             labels = torch.from_numpy(npz.read_array(archive, truth, np.int64))
     except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
         told = isinstance(error, (zipfile.BadZipFile, npz.Damaged))
         cause = error if told else type(error).__name__
         refuse(f"cannot be read as an .npz file of plain arrays ({cause})")
-    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    images = images if large else images.contiguous()
     return images, labels if labels.ndim == 2 else labels.unsqueeze(1)
 
 
 def check_channels(path, split, images, channels):
-    """Raise UserError unless images (N, C, 28, 28) have as many channels as those trained on."""
+    """Raise UserError unless images (N, C, S, S) have as many channels as those trained on."""
     if images.shape[1] != channels:
         raise UserError(
             f"{path} has {split}_images with {images.shape[1]} channels, the run was trained on "
@@ -247,11 +272,11 @@ def check_channels(path, split, images, channels):
         )
 
 
-def write_phantom(path):
+def write_phantom(path, size=28):
     """Draw the phantom data set and write it in MedMNIST's layout."""
     print(f"drawing the phantom data set into {path}, once ...")
     arrays = {}
     with files.atomic_write(path) as file:
         for seed, (split, n) in enumerate(phantom.SPLITS.items()):
-            arrays[f"{split}_images"], arrays[f"{split}_labels"] = phantom.make_split(n, seed)
+            arrays[f"{split}_images"], arrays[f"{split}_labels"] = phantom.make_split(n, seed, size)
         np.savez_compressed(file, **arrays)

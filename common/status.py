@@ -22,7 +22,8 @@ def print_summary(run, progress, model, source, folder, pictures, reference):
     }
     print(f"data set   {dataset.title(settings['DATASET'])} from {source}")
     steps = n // settings["BATCH_SIZE"]
-    print(f"images     {n:,} of 28x28x{run.channels}, {steps} steps an epoch")
+    size = settings["SIZE"]
+    print(f"images     {n:,} of {size}x{size}x{run.channels}, {steps} steps an epoch")
     if settings["CONDITIONAL"]:
         print(f"labels     {', '.join(dataset.label_names(settings['DATASET']))}")
     print(f"device     {hardware.describe(progress.permutation.device)}")

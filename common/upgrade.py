@@ -29,6 +29,8 @@ OLD_LAYERS = {
 def upgrade(content):
     """Return a checkpoint, a dict, in today's layout; what is odd in it stays as it is."""
     content = {"data_official": None} | content
+    if isinstance(content.get("settings"), dict):
+        content["settings"] = {"SIZE": 28} | content["settings"]
     if "model_args" in content:
         return content
     content = {OLD_KEYS.get(key, key): value for key, value in content.items()}

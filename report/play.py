@@ -64,7 +64,8 @@ def play(captions, samples, generator, saved, path, data_path, page, out, option
         saved=saved,
         phantom=name == "phantom",
         info=dataset.INFO[name],
-        is_official=data is not None and dataset.is_official(name, data_path),
+        is_official=data is not None
+        and dataset.is_official(name, data_path, saved["settings"]["SIZE"]),
         largest=LARGEST,
     )
     path = out / "play.html"
