@@ -221,7 +221,7 @@ def draw_samples(images, labels, path, generator, saved, grids):
     held_out, split = load_held_out(path, saved["settings"]["DATASET"], images)
     return Samples(
         images=images,
-        shuffled=images[order],
+        order=order,
         shuffled_labels=None if labels is None else labels[order],
         held_out=held_out,
         held_out_split=split,

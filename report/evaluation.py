@@ -80,7 +80,7 @@ def by_label(captions, samples, generator, saved, out, options):
     examples = fewer(EXAMPLES, samples.images.shape[-1], least=4)
     for label, vector in dataset.single_labels(name, saved["label_counts"]).items():
         synthetic = sampling.draw(generator, latents, vector.float().expand(len(latents), -1))
-        real = samples.shuffled[dataset.has_labels(samples.shuffled_labels, vector)]
+        real = samples.shuffled(dataset.has_labels(samples.shuffled_labels, vector))
         row = torch.full_like(synthetic[:examples], 255)  # white where there are too few real ones
         row[: len(real)] = real[:examples]
         cells.append((f"{label}, synthetic", plotting.tile(synthetic[:examples], examples)))

@@ -244,7 +244,7 @@ def describe_game(samples):
 
     "fresh" is None here; play puts the score of the report's fresh detective there if it has one.
     """
-    images, labels = samples.shuffled[-REAL_IMAGES:], samples.shuffled_labels
+    images, labels = samples.shuffled(slice(-REAL_IMAGES, None)), samples.shuffled_labels
     return {
         "real": layers.base64_of(images.permute(0, 2, 3, 1)),
         "count": len(images),

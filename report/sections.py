@@ -49,13 +49,17 @@ class Samples:
     """The images that the report shows and evaluates, uint8 (N, C, S, S)."""
 
     images: torch.Tensor  # all training images, in the order in which training loads them
-    shuffled: torch.Tensor  # the same in random order
+    order: torch.Tensor  # a random order of them
     shuffled_labels: torch.Tensor | None  # their label vectors (N, K), if the run is conditional
     held_out: torch.Tensor | None  # images that the run was not trained on, if there are any
     held_out_split: str  # the split they are from, "test" or "val"
     synthetic: torch.Tensor  # what synthetic.npz holds
     examined: torch.Tensor  # the first of them, compared with all training images
     grids: dict  # {epoch: synthetic images}, from the same latents after each epoch
+
+    def shuffled(self, places):
+        """Return the images at these places of the order; all at once may not fit into memory."""
+        return self.images[self.order[places]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,10 @@ def collage(captions, samples, out, options):
     """Random training images beside the first synthetic ones."""
     columns = options.COLLAGE_COLUMNS
     count = min(options.COLLAGE_ROWS * columns, len(samples.images), len(samples.synthetic))
-    halves = {captions.original: samples.shuffled[:count], "synthetic": samples.synthetic[:count]}
+    halves = {
+        captions.original: samples.shuffled(slice(count)),
+        "synthetic": samples.synthetic[:count],
+    }
     cells = [(name, plotting.tile(images, columns)) for name, images in halves.items()]
     heading = f"Reel vs Real: {captions.about}"
     alt = f"{count} {captions.originals} beside {count} synthetic ones, {captions.about}"
@@ -101,7 +108,8 @@ def blind_test(captions, samples, out, options):
     size = samples.images.shape[-1]
     columns, rows = (fewer(count, size, least=4) for count in (8, BLIND_TILES // 8))
     half = columns * rows // 2
-    real = unseen(samples.shuffled[shown:], samples.shuffled[:shown], half)
+    candidates = samples.shuffled(slice(shown, shown + max(100, 20 * half)))
+    real = unseen(candidates, samples.shuffled(slice(shown)), half)
     synthetic = samples.synthetic[shown : shown + len(real)]
     count = min(len(real), len(synthetic))
     if count == 0:
@@ -169,7 +177,7 @@ def training(captions, samples, saved, out, options):
         (f"epoch {epoch}", plotting.tile(grids[epoch][:examples], examples))
         for epoch in evenly_spaced(grids, options.PROGRESS_ROWS)
     ]
-    strips.append((captions.original, plotting.tile(samples.shuffled[:examples], examples)))
+    strips.append((captions.original, plotting.tile(samples.shuffled(slice(examples)), examples)))
     count = {10: "ten", 5: "five", 4: "four"}[examples]
     heading = f"{captions.name}\nsynthetic images from the same {count} latents"
     alt = f"a row of synthetic images from the same latents for each epoch, {captions.name}"
@@ -212,7 +220,7 @@ def draw_losses(history, name):
 def diversity(captions, samples, out, options):
     """Many images, the most similar pairs, and pixel statistics, each beside the real ones."""
     synthetic, scale = samples.examined, options.SCALE
-    real = samples.shuffled[: len(synthetic)]
+    real = samples.shuffled(slice(len(synthetic)))
     size = synthetic.shape[-1]
     columns, rows = fewer(12, size), fewer(16, size)
     shown, examples = synthetic[: columns * rows], fewer(EXAMPLES, size, least=4)
