@@ -46,7 +46,7 @@ def upgrade(content):
     }
     rows = label_counts.get("rows")
     labels = rows.shape[1] if isinstance(rows, torch.Tensor) and rows.dim() == 2 else 0
-    shared = {"channels": content.get("channels"), "labels": labels}
+    shared = {"channels": content.get("channels"), "labels": labels, "size": 28}
     content["model_args"] = {
         "generator": {"latent_dim": settings.get("LATENT_DIM"), "widths": (256, 128, 64, 16)},
         "discriminator": {"widths": (32, 64, 128), "texture": False},
