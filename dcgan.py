@@ -1,53 +1,69 @@
-"""The two networks of a Deep Convolutional GAN for 28x28 images (Radford et al. 2015).
+"""The two networks of a Deep Convolutional GAN (Radford et al. 2015), for 28x28 pixels and more.
 
 The generator draws an image from a latent vector; the discriminator says how real an image looks.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import nn
 
 
+def sides(size):
+    """Return the heights and widths of the feature maps: size, its halves down to 4, rounded up.
+
+    28, 14, 7, 4 and 64, 32, 16, 8, 4, in pixels; 128 goes on like 64, and 224 like 28.
+    """
+    halves = [size]
+    while halves[-1] > 4:
+        halves.append((halves[-1] + 1) // 2)
+    return halves
+
+
 class Generator(nn.Module):
-    """Latents (N, latent_dim) from N(0, 1) -> images (N, channels, 28, 28) in [-1, 1].
+    """Latents (N, latent_dim) from N(0, 1) -> images (N, channels, size, size) in [-1, 1].
 
     labels: the width of a label vector; 0 is the plain, unconditional DCGAN. A conditional one
     takes float label vectors (N, labels) of zeros and ones as well (Mirza and Osindero 2014).
-    widths: feature maps at 4x4, 7x7, 14x14 and 28x28 pixels. bilinear: enlarge from 14 to 28 pixels
-    smoothly, then convolve, which leaves less grain than a transposed convolution (Odena et al.
-    2016); False is the plain DCGAN.
+    size: 28, 64, 128 or 224 pixels. widths: feature maps at an eighth, a quarter, a half of size
+    and at size, at 28 pixels that is at 4, 7, 14 and 28; the first counts for all coarser maps as
+    well, down to 4x4. bilinear: enlarge to the last size smoothly, then convolve, which leaves less
+    grain than a transposed convolution (Odena et al. 2016); False is the plain DCGAN.
     """
 
     def __init__(
-        self, latent_dim=100, channels=1, labels=0, widths=(256, 128, 64, 16), bilinear=True
+        self,
+        latent_dim=100,
+        channels=1,
+        labels=0,
+        size=28,
+        widths=(256, 128, 64, 16),
+        bilinear=True,
     ):
         super().__init__()
-        self.latent_dim = latent_dim
-        at_4, at_7, at_14, at_28 = widths
+        self.latent_dim, self.size = latent_dim, size
+        _, *larger = reversed(sides(size))
+        width, *wider = [widths[0]] * (len(larger) + 1 - len(widths)) + [*widths]
         self.embed = nn.Linear(labels, latent_dim, bias=False) if labels else None
         inputs = 2 * latent_dim if labels else latent_dim
-        self.project = nn.Linear(inputs, at_4 * 4 * 4, bias=False)
-        self.at_4 = nn.Sequential(nn.BatchNorm2d(at_4), nn.ReLU(inplace=True))
-        # Padding 2 and output padding 1, or 4 pixels would become 8.
-        self.to_7 = nn.Sequential(
-            nn.ConvTranspose2d(at_4, at_7, 4, stride=2, padding=2, output_padding=1, bias=False),
-            nn.BatchNorm2d(at_7),
-            nn.ReLU(inplace=True),
-        )
-        self.to_14 = nn.Sequential(
-            nn.ConvTranspose2d(at_7, at_14, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(at_14),
-            nn.ReLU(inplace=True),
-        )
-        if bilinear:
-            enlarge = [
-                nn.Conv2d(at_14, at_28, 1, bias=False),
-                nn.Upsample(scale_factor=2, mode="bilinear"),
-                nn.Conv2d(at_28, at_28, 3, padding=1, bias=False),
-            ]
-        else:
-            enlarge = [nn.ConvTranspose2d(at_14, at_28, 4, stride=2, padding=1, bias=False)]
-        self.to_28 = nn.Sequential(*enlarge, nn.BatchNorm2d(at_28), nn.ReLU(inplace=True))
-        self.to_image = nn.Sequential(nn.Conv2d(at_28, channels, 3, padding=1), nn.Tanh())
+        self.project = nn.Linear(inputs, width * 4 * 4, bias=False)
+        self.at_4 = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.stages = [f"to_{side}" for side in larger]
+        for side, outputs in zip(larger, wider, strict=True):
+            odd = side % 2  # 4 pixels become 7, not 8
+            if bilinear and side == size:
+                enlarge = [
+                    nn.Conv2d(width, outputs, 1, bias=False),
+                    nn.Upsample(scale_factor=2, mode="bilinear"),
+                    nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+                ]
+            else:
+                shape = {"stride": 2, "padding": 1 + odd, "output_padding": odd}
+                enlarge = [nn.ConvTranspose2d(width, outputs, 4, **shape, bias=False)]
+            stage = nn.Sequential(*enlarge, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+            self.add_module(f"to_{side}", stage)
+            width = outputs
+        self.to_image = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
         self.apply(initialise)
         if labels:
             # An embedded label has length 1, a tenth of a latent's. It is the same in every image
@@ -61,12 +77,14 @@ class Generator(nn.Module):
             latents = torch.cat([latents, self.embed(labels)], dim=1)
         # Channels come last in memory, the order in which convolutions are fastest.
         x = self.project(latents).view(len(latents), 4, 4, -1).permute(0, 3, 1, 2)
-        x = self.to_14(self.to_7(self.at_4(x)))
-        return self.to_image(self.to_28(x))
+        x = self.at_4(x)
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
+        return self.to_image(x)
 
 
 class Discriminator(nn.Module):
-    """Images (N, channels, 28, 28) in [-1, 1] -> logits (N, 2); above 0 means "looks real".
+    """Images (N, channels, size, size) in [-1, 1] -> logits (N, 2); above 0 means "looks real".
 
     The first column is the DCGAN's verdict on the whole image, the second that of Texture; with
     texture=False, the plain DCGAN, there is only the first. The losses treat both alike.
@@ -74,40 +92,44 @@ class Discriminator(nn.Module):
     labels: the width of a label vector; 0 is the plain, unconditional DCGAN. A conditional one
     takes label vectors (N, labels) as well and adds <V y, h>, of the labels y and the features h,
     to the first logit (projection, Miyato and Koyama 2018, equation 3).
-    widths: feature maps at 14x14, 7x7 and 4x4 pixels.
+    size: as for Generator. widths: feature maps at a half, a quarter and an eighth of size, at 28
+    pixels that is at 14, 7 and 4; the last counts for all coarser maps as well, down to 4x4.
     """
 
-    def __init__(self, channels=1, labels=0, widths=(32, 64, 128), texture=True):
+    def __init__(self, channels=1, labels=0, size=28, widths=(32, 64, 128), texture=True):
         super().__init__()
-        at_14, at_7, at_4 = widths
-        self.to_14 = nn.Sequential(
+        _, half, *smaller = sides(size)
+        width, *wider = [*widths] + [widths[-1]] * (len(smaller) + 1 - len(widths))
+        self.stages = [f"to_{side}" for side in (half, *smaller)]
+        first = nn.Sequential(
             # The four pixels of a 2x2 square become four channels (Shi et al. 2016, in reverse).
             # With the 3x3 convolution this is one of 6x6 pixels and stride 2, in the form a CPU
             # computes fastest.
             nn.PixelUnshuffle(2),
             # No BatchNorm on the first layer (Radford et al. 2015, section 3).
-            nn.Conv2d(4 * channels, at_14, 3, padding=1),
+            nn.Conv2d(4 * channels, width, 3, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
         )
-        self.to_7 = nn.Sequential(
-            nn.Conv2d(at_14, at_7, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(at_7),
-            nn.LeakyReLU(0.2, inplace=True),
-        )
-        # Padding 2, or 7 pixels would become 3.
-        self.to_4 = nn.Sequential(
-            nn.Conv2d(at_7, at_4, 4, stride=2, padding=2, bias=False),
-            nn.BatchNorm2d(at_4),
-            nn.LeakyReLU(0.2, inplace=True),
-        )
-        self.head = nn.Linear(at_4 * 4 * 4, 1)
-        self.embed = nn.Linear(labels, at_4 * 4 * 4, bias=False) if labels else None
+        self.add_module(f"to_{half}", first)
+        for (larger, side), outputs in zip(pairwise((half, *smaller)), wider, strict=True):
+            padding = 1 + larger % 2  # 7 pixels become 4, not 3
+            stage = nn.Sequential(
+                nn.Conv2d(width, outputs, 4, stride=2, padding=padding, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.LeakyReLU(0.2, inplace=True),
+            )
+            self.add_module(f"to_{side}", stage)
+            width = outputs
+        self.head = nn.Linear(width * 4 * 4, 1)
+        self.embed = nn.Linear(labels, width * 4 * 4, bias=False) if labels else None
         self.texture = Texture(channels) if texture else None
         self.apply(initialise)
 
     def features(self, images):
-        """Images (N, channels, 28, 28) in [-1, 1] -> activations of the last stage (N, 2048)."""
-        return self.to_4(self.to_7(self.to_14(images))).flatten(1)
+        """Images (N, channels, size, size) -> activations of the last stage, at 4x4 (N, 2048)."""
+        for stage in self.stages:
+            images = getattr(self, stage)(images)
+        return images.flatten(1)
 
     def forward(self, images, labels=None):
         features = self.features(images)
@@ -120,7 +142,7 @@ class Discriminator(nn.Module):
 
 
 class Texture(nn.Module):
-    """Judges texture alone: images (N, channels, 28, 28) in [-1, 1] -> logits (N, 1).
+    """Judges texture alone: images (N, channels, size, size) in [-1, 1] -> logits (N, 1).
 
     Nearly all of the variance of an X-ray is in smooth shapes, so a discriminator hardly sees the
     finest detail. This one sees the four 2x2 Haar bands, each divided by its standard deviation (on
@@ -144,7 +166,8 @@ class Texture(nn.Module):
     def forward(self, images):
         # The 2x2 squares begin at any pixel in training, so that no grid of them shows.
         top, left = torch.randint(2, (2,)).tolist() if self.training else (0, 0)
-        images = images[:, :, top : top + 26, left : left + 26]
+        side = images.shape[-1] - 2
+        images = images[:, :, top : top + side, left : left + side]
         return self.places(haar_bands(images, self.SCALES)).mean((2, 3))
 
 

@@ -58,7 +58,7 @@ def main():
         snapshots = runs.find_snapshots(folder)
         path = snapshots[runs.choose_epoch(EPOCH, snapshots, history)]
     saved = checkpoint.load(path, checkpoint.SNAPSHOT)
-    name = saved["settings"]["DATASET"]
+    name, size = saved["settings"]["DATASET"], saved["settings"]["SIZE"]
     label_counts, about_labels = choose_labels(saved, folder)
     generator = checkpoint.rebuild_generator(saved, path)
     n_whole = saved["info"]["n_samples"]["train"]
@@ -81,17 +81,18 @@ def main():
         print(f"labels     {about_labels}")
         print(f"images     {n:,} to {out}")
         if FORMAT == "npz":
-            write_npz(dataset.data_file(name, hidden), generator, label_counts, n, saved, real)
+            write_npz(dataset.file(hidden, name, size), generator, label_counts, n, saved, real)
         else:
             write_pngs(hidden, generator, label_counts, n, saved)
         about = describe(saved, folder, path, n, about_labels, real)
         (hidden / "ABOUT.txt").write_text(about, "utf-8", "backslashreplace")
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}")
     if FORMAT == "npz" and name not in dataset.NAMES:
-        print(f'to load it: numpy.load("{dataset.data_file(name, out)}")')
+        print(f'to load it: numpy.load("{dataset.file(out, name, size)}")')
     elif FORMAT == "npz" and name != "phantom":
         title = dataset.title(name)
-        print(f'to load it: medmnist.{title}(split="train", root="{out}", download=False)')
+        root = f'root="{out}"' if size == 28 else f'root="{out}", size={size}'
+        print(f'to load it: medmnist.{title}(split="train", {root}, download=False)')
         if n != n_whole:
             print(f"medmnist's len() of it fails: it insists on {n_whole:,} images (N_IMAGES=0)")
 
@@ -101,11 +102,11 @@ def load_real(saved, data_dir):
 
     Raises UserError if they are missing or do not go with the synthetic ones.
     """
-    name, real = saved["settings"]["DATASET"], {}
+    name, size, real = saved["settings"]["DATASET"], saved["settings"]["SIZE"], {}
     for split in ("val", "test"):
         about = checkpoint.describe_data(saved)
-        images, labels, source = dataset.load(name, split, data_dir, trained_on=about)
-        path = dataset.data_file(name, data_dir)
+        images, labels, source = dataset.load(name, split, data_dir, size=size, trained_on=about)
+        path = dataset.file(data_dir, name, size)
         dataset.check_channels(path, split, images, saved["channels"])
         if ((labels < 0) | (labels > 255)).any():  # the export holds bytes
             span = f"{labels.min()} to {labels.max()}, not 0 to 255"
@@ -158,7 +159,7 @@ def draw_labels(label_counts, n):
 
 
 def draw_images(generator, label_counts, n):
-    """Yield n images, uint8 (M, 28, 28) or (M, 28, 28, 3), with their M label vectors."""
+    """Yield n images, uint8 (M, S, S) or (M, S, S, 3), with their M label vectors."""
     random = torch.Generator().manual_seed(SEED)
     with tqdm(total=n, unit=" images", disable=None) as bar:
         for labels in draw_labels(label_counts, n):
@@ -172,8 +173,8 @@ def write_npz(path, generator, label_counts, n, saved, real):
 
     real: {split: (images, labels, source)} to copy; a split that is not in it is left empty.
     """
-    info = saved["info"]
-    shape = (28, 28) if saved["channels"] == 1 else (28, 28, 3)
+    info, size = saved["info"], saved["settings"]["SIZE"]
+    shape = (size, size) if saved["channels"] == 1 else (size, size, 3)
     images = (chunk for chunk, _ in draw_images(generator, label_counts, n))
     labels = (decode_labels(info, vectors) for vectors in draw_labels(label_counts, n))
     columns = decode_labels(info, next(draw_labels(label_counts, 1))).shape[1]
@@ -223,15 +224,16 @@ def write_pngs(folder, generator, label_counts, n, saved):
 def describe(saved, folder, path, n, about_labels, real):
     """Return the text of ABOUT.txt: what the images are, and how to draw them again."""
     trained, info = saved["settings"], saved["info"]
+    size = trained["SIZE"]
     kept = [f"{key}={value!r}" for key, value in trained.items() if not key.endswith("_DIR")]
     lines = [
         "SYNTHETIC IMAGES. NOT FOR CLINICAL USE.",
         "Drawn by a generative adversarial network. They show no patient, and nothing about them",
         "is a finding. The labels are those that the network was asked to draw.",
         "",
-        f"images      {n:,} of 28x28x{saved['channels']}",
+        f"images      {n:,} of {size}x{size}x{saved['channels']}",
         f"labels      {about_labels}",
-        f"seed        {SEED}, drawn {sampling.CHUNK} at a time",
+        f"seed        {SEED}, drawn {sampling.chunk(size)} at a time",
         f"run         {folder.name}, epoch {saved['epoch']} of {trained['EPOCHS']}",
         f"checkpoint  {path.name}, SHA-256 {saved['file_sha256']}",
         f"made by     generate_images.py, torch {torch.__version__}",

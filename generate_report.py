@@ -51,7 +51,7 @@ LATENT_SPACE = True  # walks between latents [True, False]
 FAILURES = True  # the images furthest from the training set [True, False]
 PLAY = True  # a page of its own, play.html, to play with both networks [True, False]
 
-# --- Pictures ---
+# --- Pictures; these numbers are for 28 pixels, larger images are fewer and enlarged less ---
 SCALE = 6  # screen pixels per image pixel, except in GIFs; 6 is fine for print [1 to 10]
 COLLAGE_ROWS = 8  # of each half of the collage [1 to 50]
 COLLAGE_COLUMNS = 8  # of each half of the collage [1 to 50]
@@ -74,7 +74,6 @@ HIDDEN |= {"COLLAPSE"}  # a message that old checkpoints hold among their settin
 
 
 def main(constants):
-    options = SimpleNamespace(**constants)
     folder = runs.find_run(MODELS_DIR, RUN_NAME)
     out = runs.run_folder(IMAGES_DIR, folder.name)
 
@@ -82,8 +81,9 @@ def main(constants):
     saved = checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT)
     snapshots = runs.find_snapshots(folder)
     captions = describe(saved, snapshots)
+    options = sections.fewer_tiles(SimpleNamespace(**constants), saved["settings"]["SIZE"])
     images, labels, path = load_training_images(saved)
-    generator, grids = load_generators(saved, folder, snapshots, captions.epoch)
+    generator, grids = load_generators(saved, folder, snapshots, captions.epoch, options)
     samples = draw_samples(images, labels, path, generator, saved, grids)
     neighbours = find_neighbours(samples) if NUMBERS or COPIES or FAILURES else None
 
@@ -121,7 +121,8 @@ def main(constants):
 def describe(saved, snapshots):
     """Return the Captions. snapshots: {epoch: path}. Raises UserError for an unknown EPOCH."""
     trained = saved["settings"]
-    phantom = trained["DATASET"] == "phantom"
+    phantom, size = trained["DATASET"] == "phantom", trained["SIZE"]
+    pixels = "" if size == 28 else f", {size}x{size}"
     of_epochs = f"of {trained['EPOCHS']}"
     epoch = None
     if EPOCH != "last":
@@ -138,7 +139,7 @@ def describe(saved, snapshots):
     else:
         when, why = "before the first step", "nothing is trained yet"
     return Captions(
-        name=dataset.title(saved["info"]),
+        name=dataset.title(saved["info"]) + pixels,
         original="phantom" if phantom else "real",
         originals="phantoms" if phantom else "real images",
         epoch=epoch,
@@ -156,14 +157,15 @@ def load_training_images(saved):
     trained, trained_on = saved["settings"], checkpoint.describe_data(saved)
     folder = DATA_DIR or trained["DATA_DIR"]
     name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
-    images, labels, source = dataset.load(name, "train", folder, fraction, seed, trained_on)
+    part = {"fraction": fraction, "seed": seed, "size": trained["SIZE"]}
+    images, labels, source = dataset.load(name, "train", folder, trained_on=trained_on, **part)
     labels = dataset.encode_labels(saved["info"], labels) if trained.get("CONDITIONAL") else None
     if dataset.sha256(images, labels) != saved["data_sha256"]:
         raise UserError(
             f"{source}: these are not the images that the run was trained on. {trained_on}; give "
             "the folder of that file as --DATA_DIR"
         )
-    return images, labels, dataset.data_file(name, folder)
+    return images, labels, dataset.file(folder, name, trained["SIZE"])
 
 
 def load_held_out(path, name, like):
@@ -173,7 +175,7 @@ def load_held_out(path, name, like):
     damaged or have other channels than `like`.
     """
     for split in ("test", "val"):
-        images, _ = dataset.read_split(path, split, name, may_be_empty=True)
+        images, _ = dataset.read_split(path, split, name, True, like.shape[-1])
         if len(images) > 0:
             dataset.check_channels(path, split, images, like.shape[1])
             random = torch.Generator().manual_seed(SEED)
@@ -183,14 +185,14 @@ def load_held_out(path, name, like):
     return None, ""
 
 
-def load_generators(saved, folder, snapshots, shown):
+def load_generators(saved, folder, snapshots, shown, options):
     """Return the generator of the epoch shown, and the grid of each epoch.
 
     snapshots: {epoch: path}; shown: an epoch, or None for the state of checkpoint.pt. A grid is
-    uint8 images (N, C, 28, 28), from the same latents in each epoch. Raises UserError.
+    uint8 images (N, C, S, S), from the same latents in each epoch. Raises UserError.
     """
     generator = checkpoint.rebuild_generator(saved, folder / "checkpoint.pt")
-    latents = saved["fixed_latents"][: GRID_ROWS * GRID_COLUMNS]
+    latents = saved["fixed_latents"][: options.GRID_ROWS * options.GRID_COLUMNS]
     grids = {}
     for epoch, path in tqdm(snapshots.items(), "reading", unit=" epochs", disable=None):
         snapshot = checkpoint.load(path, checkpoint.SNAPSHOT)
@@ -219,7 +221,7 @@ def draw_samples(images, labels, path, generator, saved, grids):
     held_out, split = load_held_out(path, saved["settings"]["DATASET"], images)
     return Samples(
         images=images,
-        shuffled=images[order],
+        order=order,
         shuffled_labels=None if labels is None else labels[order],
         held_out=held_out,
         held_out_split=split,
@@ -252,7 +254,8 @@ def write_synthetic(captions, samples, out):
         np.savez_compressed(file, images=dataset.to_hwc(samples.synthetic))
     print(f"{path}: {len(samples.synthetic)} images")
     heading = f"{captions.name}\nsynthetic images, {captions.when}"
-    sheet = [("", plotting.tile(samples.synthetic[:1000], columns=40))]
+    columns, rows = (sections.fewer(count, samples.images.shape[-1]) for count in (40, 25))
+    sheet = [("", plotting.tile(samples.synthetic[: columns * rows], columns))]
     path = out / "synthetic" / "contact_sheet.png"
     plotting.write_png(path, plotting.compose(heading, sheet, columns=1, scale=1))
 
@@ -282,8 +285,8 @@ def write_page(page, captions, samples, saved, data_path, path):
         trained=trained,
         info=saved["info"],
         own=name not in dataset.NAMES,
-        source=f"{data_path.name}, {dataset.provenance(name, data_path)}",
-        is_official=dataset.is_official(name, data_path),
+        source=f"{data_path.name}, {dataset.provenance(name, data_path, trained['SIZE'])}",
+        is_official=dataset.is_official(name, data_path, trained["SIZE"]),
         settings={key: value for key, value in trained.items() if key not in HIDDEN},
         seconds=timedelta(seconds=round(sum(row.get("seconds", 0) for row in history))),
         speed=sum(speeds) / len(speeds) if speeds else None,

@@ -1,4 +1,4 @@
-"""Train a DCGAN on the 28x28 images of a MedMNIST data set, ChestMNIST by default.
+"""Train a DCGAN on the images of a MedMNIST data set, ChestMNIST at 28x28 pixels by default.
 
     python train_model.py                                  train on ChestMNIST
     python train_model.py --DATASET=phantom --EPOCHS=5     a first try, without a network
@@ -32,6 +32,7 @@ from dcgan import Discriminator, Generator
 
 # --- Data ---
 DATASET = "chestmnist"  # a 2-D MedMNIST data set, "phantom" (drawn), or the path of your own images
+SIZE = 28  # pixels, height and width of the images [28, 64, 128, 224]
 DATA_DIR = "data"  # folder of the .npz files
 TRAIN_FRACTION = 1.0  # seeded random part of the training split to use [0.0001 to 1.0]
 CONDITIONAL = False  # learn the labels too, to draw images of a chosen finding [True, False]
@@ -54,7 +55,7 @@ DEVICE = "auto"  # auto: CUDA where there is one ["auto", "cpu", "cuda"]
 DTYPE = "auto"  # of convolutions; auto: bfloat16 where it is fast ["auto", "float32", "bfloat16"]
 
 # --- Files ---
-RUN_NAME = ""  # folder of this run in MODELS_DIR and IMAGES_DIR; empty: the name of the data set
+RUN_NAME = ""  # folder of this run in MODELS_DIR and IMAGES_DIR; empty: the name of its data
 MODELS_DIR = "models"  # checkpoints and logs go here
 IMAGES_DIR = "images"  # generate_report.py draws into this folder
 CHECKPOINT_MINUTES = 5.0  # longest time between two checkpoints, minutes [0.0 to 10000.0]
@@ -69,10 +70,10 @@ MAY_CHANGE |= {"CHECKPOINT_MINUTES", "SNAPSHOT_EPOCHS", "RESUME"}
 @distributed.launch
 def main(constants):
     """Check the settings, start a run or resume it, and train it to its last epoch."""
-    constants["DATASET"] = name = dataset.check_name(DATASET)  # no checkpoint holds a path
+    constants["DATASET"] = name = dataset.check_name(DATASET, SIZE)  # no checkpoint holds a path
     device = hardware.choose_device(DEVICE)
-    folder = runs.run_folder(MODELS_DIR, RUN_NAME or name)
-    pictures = runs.run_folder(IMAGES_DIR, RUN_NAME or name)
+    run_name = RUN_NAME or dataset.sized(name, SIZE)
+    folder, pictures = (runs.run_folder(parent, run_name) for parent in (MODELS_DIR, IMAGES_DIR))
     with distributed.lock(folder):
         saved = None
         if RESUME == "auto":
@@ -92,16 +93,17 @@ def main(constants):
             print(f"the run that was here is now called {runs.archive(folder, pictures)}")
         files.remove_leftovers(folder)
         status.print_summary(run, progress, model, source, folder, pictures, reference)
-        train(images.to(device), labels.to(device), run, progress, model, folder, reference)
+        images = hardware.place(images, device)
+        train(images, labels.to(device), run, progress, model, folder, reference)
         if status.looks_collapsed(progress.history[-1]):
             print(status.COLLAPSE)
         print(f"{folder} is finished, after epoch {EPOCHS}. Now run: python generate_report.py")
 
 
 def load_data():
-    """Return the training images, uint8 (N, C, 28, 28), label vectors, source and find_info's."""
-    images, labels, source = dataset.load(DATASET, "train", DATA_DIR, TRAIN_FRACTION, SEED)
-    info = dataset.find_info(DATASET, DATA_DIR)
+    """Return the training images, uint8 (N, C, S, S), label vectors, source and find_info's."""
+    images, labels, source = dataset.load(DATASET, "train", DATA_DIR, TRAIN_FRACTION, SEED, SIZE)
+    info = dataset.find_info(DATASET, DATA_DIR, SIZE)
     labels = dataset.encode_labels(info, labels) if CONDITIONAL else labels[:, :0].float()
     if len(images) < BATCH_SIZE:
         raise UserError(
@@ -118,10 +120,10 @@ def new_run(images, labels, info, device, constants, saved):
     """
     dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
     dtype = hardware.choose_dtype(dtype, device)
-    channels, n_labels = images.shape[1], labels.shape[1]
+    shape = images.shape[1], labels.shape[1], SIZE
     model_args = {
-        "generator": checkpoint.constructor_args(Generator, LATENT_DIM, channels, n_labels),
-        "discriminator": checkpoint.constructor_args(Discriminator, channels, n_labels),
+        "generator": checkpoint.constructor_args(Generator, LATENT_DIM, *shape),
+        "discriminator": checkpoint.constructor_args(Discriminator, *shape),
     }
     if saved:  # a run keeps its architecture when the defaults of dcgan.py change
         model_args = saved["model_args"]
@@ -129,14 +131,14 @@ def new_run(images, labels, info, device, constants, saved):
     optimizers = {"optimizer_g": model.optimizer_g, "optimizer_d": model.optimizer_d}
     run = Run(
         settings={**constants, "DTYPE": dtype},
-        channels=channels,
+        channels=images.shape[1],
         label_counts=dataset.count_labels(labels),
         data_sha256=dataset.sha256(images, labels),
         fixed_latents=torch.randn(64, LATENT_DIM),
         model_args=model_args,
         recipe=checkpoint.describe_recipe(optimizers, [generator_loss, discriminator_loss]),
         machine=hardware.machine(device),
-        data_official=dataset.is_official(DATASET, dataset.data_file(DATASET, DATA_DIR)),
+        data_official=dataset.is_official(DATASET, dataset.file(DATA_DIR, DATASET, SIZE), SIZE),
         info=info,
     )
     progress = Progress(
@@ -177,9 +179,9 @@ def fit_reference(images):
 def train(images, labels, run, progress, model, folder, reference):
     """The adversarial loop, from where the run stands to its last epoch.
 
-    images: uint8 (N, C, 28, 28) and labels: float (N, K), both on the device; reference: what
-    fit_reference returned. SIGINT and SIGTERM end it with status 130 or 143, after a checkpoint;
-    SIGUSR1, a scheduler's warning, asks for a checkpoint only.
+    images: uint8 (N, C, S, S), as hardware.place returns; labels: float (N, K) on the device;
+    reference: what fit_reference returned. SIGINT and SIGTERM end it with status 130 or 143, after
+    a checkpoint; SIGUSR1, a scheduler's warning, asks for a checkpoint only.
     Raises UserError if a loss is no longer finite or a file cannot be written.
     """
     dtype = run.settings["DTYPE"]
@@ -196,7 +198,7 @@ def train(images, labels, run, progress, model, folder, reference):
                 # Get a batch.
                 start = progress.images_seen
                 batch = distributed.part(progress.permutation[start : start + BATCH_SIZE])
-                real = dataset.to_network(images[batch])
+                real = dataset.to_network(hardware.fetch(images, batch))
 
                 # Update D, G and the EMA.
                 set_learning_rate(model, progress.step + 1, run.settings["LR_DECAY_START"])
@@ -245,7 +247,7 @@ def set_learning_rate(model, step, decay_start):
 def train_step(real, labels, model, dtype):
     """Update D, then G, by one step each. Returns status.STATISTICS as a tensor on the device.
 
-    real: (B, C, 28, 28) in [-1, 1]; labels: float (B, K), theirs; K is 0 without CONDITIONAL. The
+    real: (B, C, S, S) in [-1, 1]; labels: float (B, K), theirs; K is 0 without CONDITIONAL. The
     fakes are drawn for the labels of the real images, so that labels that occur together stay
     together. D(x) and D(G(z)) are means of the sigmoids of all logits: they mean something only for
     losses that treat D's outputs as logits of probabilities.
@@ -304,11 +306,10 @@ def end_epoch(n, run, progress, model, folder, reference):
     row = {"epoch": progress.epoch + 1, "step": progress.step}
     row |= {"seconds": round(progress.seconds, 2), "images_per_second": round(speed, 1)}
     row |= status.means(progress, BATCH_SIZE)
-    update_bn(model.generator_ema, run.label_counts, SEED, run.settings["DTYPE"])
+    generator, dtype = model.generator_ema, run.settings["DTYPE"]
+    update_bn(generator, run.label_counts, SEED, dtype)
     if reference:
-        synthetic = sampling.sample(
-            model.generator_ema, run.label_counts, reference["n"], SEED, run.settings["DTYPE"]
-        )
+        synthetic = sampling.sample(generator, run.label_counts, reference["n"], SEED, dtype)
         row |= metrics.evaluate(reference, synthetic)
     progress.history.append(row | {"data_set": dataset.title(run.info)})
     line = status.describe_epoch(progress.history, EPOCHS)

@@ -23,15 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.settings import UserError
 
 
-def model_args(channels, n_labels):
+def model_args(channels, n_labels, size=28):
     """Return the constructor arguments that train_model.py gives to its networks."""
     import train_model
     from common.checkpoint import constructor_args
     from dcgan import Discriminator, Generator
 
     return {
-        "generator": constructor_args(Generator, train_model.LATENT_DIM, channels, n_labels),
-        "discriminator": constructor_args(Discriminator, channels, n_labels),
+        "generator": constructor_args(Generator, train_model.LATENT_DIM, channels, n_labels, size),
+        "discriminator": constructor_args(Discriminator, channels, n_labels, size),
     }
 
 
@@ -46,7 +46,7 @@ def ours(images, device, seed):
     device = torch.device(device)
     dtype = hardware.choose_dtype("auto", device)
     batch, half_life = train_model.BATCH_SIZE, train_model.EMA_HALF_LIFE
-    model = train_model.build(model_args(channels=1, n_labels=0), device)
+    model = train_model.build(model_args(1, 0, images.shape[-1]), device)
     networks = {"generator": model.generator, "discriminator": model.discriminator}
     no_labels = torch.zeros(batch, 0, device=device)
     images = torch.from_numpy(images)[:, None].to(device)

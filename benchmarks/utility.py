@@ -288,7 +288,7 @@ def augment(images):
     scale = 1 + (torch.rand(n) * 2 - 1) * 0.1
     transform = torch.zeros(n, 2, 3)
     transform[:, 0, 0] = transform[:, 1, 1] = scale
-    transform[:, :, 2] = (torch.rand(n, 2) * 2 - 1) * 2 / (dataset.SIZE / 2)
+    transform[:, :, 2] = (torch.rand(n, 2) * 2 - 1) * 2 / (images.shape[-1] / 2)
     grid = F.affine_grid(transform, images.shape, align_corners=False)
     moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     brighter = (torch.rand(n, 1, 1, 1) * 2 - 1) * 0.2  # of [-1, 1]

@@ -276,10 +276,10 @@ def resume(saved, run, progress, model, path):
     folder = path.parent
     if saved["data_sha256"] != run.data_sha256:
         name = run.settings["DATASET"]
-        path = dataset.data_file(name, run.settings["DATA_DIR"])
+        data = dataset.file(run.settings["DATA_DIR"], name, run.settings["SIZE"])
         old = "the old file" if name in dataset.NAMES else "the images of then"
         raise UserError(
-            f"{path} does not hold the images and labels that {folder} "
+            f"{data} does not hold the images and labels that {folder} "
             f"was trained on. Put {old} back, or choose another RUN_NAME."
         )
     for name, old in saved["recipe"].items():

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import math
 import warnings
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
-from common import download, files, npz, own_images, phantom
+from common import download, files, hardware, npz, own_images, phantom
 from common.settings import UserError
 
 with warnings.catch_warnings():
@@ -26,7 +27,7 @@ INFO["phantom"] = {
 }
 NAMES = list(INFO)
 KEYS = [f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")]
-SIZE = 28  # pixels, height and width
+SIZES = (28, 64, 128, 224)  # pixels, height and width
 NO_FINDING = "no finding"
 OFFICIAL = "the official file (MD5 agrees)"
 OWN = "your own images"
@@ -45,7 +46,17 @@ def title(data):
     return about(data)["python_class"]
 
 
-def check_name(name):
+def sized(name, size):
+    """Return what MedMNIST+ calls something at this size: NAME at 28 pixels, NAME_64 and so on."""
+    return name if size == 28 else f"{name}_{size}"
+
+
+def file(folder, name, size):
+    """Return the path of a data set's file in a folder. name: as check_name returns it."""
+    return Path(folder) / f"{sized(name, size) if name in NAMES else f'{name}_{size}'}.npz"
+
+
+def check_name(name, size=28):
     """Return what a data set is called in the names of files and runs.
 
     name: that of a data set, or the path of your own images. Raises UserError, with the nearest
@@ -55,28 +66,24 @@ def check_name(name):
         return name
     known = f"Known are {', '.join(NAMES)}."
     if own_images.is_path(name):
-        short = own_images.short_name(name, SIZE, known)
+        short = own_images.short_name(name, size, known)
         return f"own-{short}" if short.lower() in NAMES else short
     near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"DATASET={name}: {hint}{known} Or it is the path of your own images.")
 
 
-def data_file(name, folder):
-    """Return the path of a data set's file in a folder. name: as check_name returns it."""
-    return Path(folder) / (f"{name}.npz" if name in NAMES else f"{name}_{SIZE}.npz")
-
-
-def find_info(name, folder):
+def find_info(name, folder, size=28):
     """Return what is known of a data set of which load has made sure that it is in a folder."""
-    name = check_name(name)
-    return INFO[name] if name in NAMES else own_images.describe(data_file(name, folder), name)
+    name = check_name(name, size)
+    return INFO[name] if name in NAMES else own_images.describe(file(folder, name, size), name)
 
 
-def load(name, split="train", folder="data", fraction=1.0, seed=0, trained_on=""):
+def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trained_on=""):
     """Return one split as (images, labels, source).
 
-    images: uint8 tensor (N, C, 28, 28), C is 1 or 3, 0 is black. labels: integer tensor (N, L);
+    images: uint8 tensor (N, C, size, size), C is 1 or 3, 0 is black; in memory, or mapped from a
+    file where they would fill more than half of it. labels: integer tensor (N, L);
     ChestMNIST has L = 14 columns, any number of which can be 1 (all zero: no finding).
     name: of a data set, or the path of your own images, which are first read into a file in folder.
     source: the file and where it comes from, in words.
@@ -86,8 +93,8 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, trained_on=""
     nothing is drawn, downloaded or converted.
     Raises UserError if there is no usable file and none can be made or downloaded.
     """
-    given, name = name, name if trained_on else check_name(name)
-    path = data_file(name, folder)
+    given, name = name, name if trained_on else check_name(name, size)
+    path = file(folder, name, size)
     if trained_on:
         with files.reading(path):
             missing = not path.exists()
@@ -96,19 +103,19 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, trained_on=""
                 f"{path} does not exist. {trained_on}; give the folder of that file as --DATA_DIR"
             )
     elif name == "phantom":
-        files.make_once(path, write_phantom, path)
+        files.make_once(path, write_phantom, path, size)
     elif name in NAMES:
-        info = INFO[name]
-        files.make_once(path, download.download, name, path, info["url"], info["MD5"])
+        url, md5 = (INFO[name][sized(key, size)] for key in ("url", "MD5"))
+        files.make_once(path, download.download, sized(name, size), path, url, md5)
     else:
-        own_images.read_once(given, path, SIZE)
+        own_images.read_once(given, path, size)
     lacks = split != "train" and name not in NAMES  # your own images need no other splits
-    images, labels = read_split(path, split, name, may_be_empty=lacks)
+    images, labels = read_split(path, split, name, may_be_empty=lacks, size=size)
     if fraction < 1.0:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         chosen = order[: max(1, round(fraction * len(images)))]
         images, labels = images[chosen], labels[chosen]
-    return images, labels, f"{path}, {provenance(name, path)}"
+    return images, labels, f"{path}, {provenance(name, path, size)}"
 
 
 def to_network(pixels):
@@ -122,7 +129,7 @@ def to_pixels(images):
 
 
 def to_hwc(images):
-    """uint8 (N, C, 28, 28) -> array (N, 28, 28), or (N, 28, 28, 3) for colour, as in MedMNIST."""
+    """uint8 (N, C, S, S) -> array (N, S, S), or (N, S, S, 3) for colour, as in MedMNIST."""
     return images.permute(0, 2, 3, 1).squeeze(-1).numpy()
 
 
@@ -212,46 +219,52 @@ def draw_labels(label_counts, n, random):
 
 def sha256(images, labels=None):
     """Return the SHA-256 of images and label vectors, by which a run knows its data again."""
-    digest = hashlib.sha256(images.numpy())
+    digest = hashlib.sha256()
+    for part in images.split(1024):  # mapped ones need not fit into memory
+        digest.update(part.contiguous().numpy())
     if labels is not None:
         digest.update(labels.numpy())
     return digest.hexdigest()
 
 
-def is_official(name, path):
+def is_official(name, path, size=28):
     """Whether a file is MedMNIST's own, by its MD5. False for the phantom and your own images."""
     if "MD5" not in INFO.get(name, {}):
         return False
     with files.reading(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, download.md5).hexdigest() == INFO[name]["MD5"]
+        return hashlib.file_digest(file, download.md5).hexdigest() == INFO[name][sized("MD5", size)]
 
 
-def provenance(name, path):
+def provenance(name, path, size=28):
     """Return in words where a file comes from."""
     if name == "phantom":
         return "drawn by phantom.py: computer-drawn phantoms, not patients"
     if name not in NAMES:
         return OWN
-    if is_official(name, path):
+    if is_official(name, path, size):
         return OFFICIAL
     return "not the official file (its MD5 differs), used as it is"
 
 
-def read_split(path, split, name, may_be_empty=False):
-    """Read images (N, C, 28, 28) and labels (N, L) from a file in MedMNIST's layout.
+def read_split(path, split, name, may_be_empty=False, size=28):
+    """Read images (N, C, size, size) and labels (N, L) from a file in MedMNIST's layout.
 
     The order of elements and bytes in the file makes no difference. may_be_empty: whether N may
-    be 0. Raises UserError, with the cause and the fix, if the file is damaged or of another
-    layout, or cannot be read now.
+    be 0. Images that would fill more than half of the free memory are unpacked into a file beside
+    path and mapped, read-only. Raises UserError, with the cause and the fix, if the file is damaged
+    or of another layout or size, or cannot be read now.
     """
 
-    def refuse(cause):
-        if name == "phantom":
+    def refuse(cause, found=size):
+        if found in SIZES and found != size:
+            fix = f"Rename it to {file('', name, found)} and give --SIZE={found}, or move it away."
+        elif name == "phantom":
             fix = "Move it away, and it is drawn again."
         elif name not in NAMES:
             fix = "Move it away, and train_model.py reads your images again."
         else:
-            fix = f"Move it away to download it again, or replace it from {INFO[name]['url']}"
+            url = INFO[name][sized("url", size)]
+            fix = f"Move it away to download it again, or replace it from {url}"
         raise UserError(f"{path} {cause}. {fix}")
 
     pixels, truth = f"{split}_images", f"{split}_labels"
@@ -263,27 +276,34 @@ def read_split(path, split, name, may_be_empty=False):
             shape, dtype = npz.read_header(archive, pixels)
             if dtype != np.uint8:
                 refuse(f"has {pixels} of type {str(dtype)[:40]}, not uint8")
-            if shape[1:] not in ((SIZE, SIZE), (SIZE, SIZE, 3)):
-                refuse(f"has {pixels} of shape {shape}, not (N, 28, 28) or (N, 28, 28, 3)")
-            n, (shape, dtype) = shape[0], npz.read_header(archive, truth)
+            if shape[1:] not in ((size, size), (size, size, 3)):
+                layouts = f"(N, {size}, {size}) or (N, {size}, {size}, 3)"
+                square = shape[1] if len(shape) > 2 and shape[1:3] == shape[1:2] * 2 else None
+                refuse(f"has {pixels} of shape {shape}, not {layouts}", square)
+            n, large = shape[0], math.prod(shape) > hardware.free_memory() / 2
+            shape, dtype = npz.read_header(archive, truth)
             if dtype.kind not in "iub" or len(shape) not in (1, 2):
                 refuse(f"has {truth} of type {str(dtype)[:40]} and shape {shape}, not (N, L)")
             if shape[0] != n:
                 refuse(f"has {n} {pixels} but {shape[0]} {truth}")
             if n == 0 and not may_be_empty:
                 refuse(f"has no {pixels}")
-            images = torch.from_numpy(npz.read_array(archive, pixels, np.uint8))
+            if large:
+                images = npz.map_array(archive, pixels, path)
+            else:
+                images = torch.from_numpy(npz.read_array(archive, pixels, np.uint8))
             labels = torch.from_numpy(npz.read_array(archive, truth, np.int64))
     except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
         told = isinstance(error, (zipfile.BadZipFile, npz.Damaged))
         cause = error if told else type(error).__name__
         refuse(f"cannot be read as an .npz file of plain arrays ({cause})")
-    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    images = images if large else images.contiguous()
     return images, labels if labels.ndim == 2 else labels.unsqueeze(1)
 
 
 def check_channels(path, split, images, channels):
-    """Raise UserError unless images (N, C, 28, 28) have as many channels as those trained on."""
+    """Raise UserError unless images (N, C, S, S) have as many channels as those trained on."""
     if images.shape[1] != channels:
         raise UserError(
             f"{path} has {split}_images with {images.shape[1]} channels, the run was trained on "
@@ -291,11 +311,11 @@ def check_channels(path, split, images, channels):
         )
 
 
-def write_phantom(path):
+def write_phantom(path, size=28):
     """Draw the phantom data set and write it in MedMNIST's layout."""
     print(f"drawing the phantom data set into {path}, once ...")
     arrays = {}
     with files.atomic_write(path) as file:
         for seed, (split, n) in enumerate(phantom.SPLITS.items()):
-            arrays[f"{split}_images"], arrays[f"{split}_labels"] = phantom.make_split(n, seed)
+            arrays[f"{split}_images"], arrays[f"{split}_labels"] = phantom.make_split(n, seed, size)
         np.savez_compressed(file, **arrays)

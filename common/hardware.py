@@ -1,5 +1,6 @@
 """The device to compute on, and the dtype to compute in."""
 
+import math
 import os
 import platform
 import re
@@ -33,6 +34,32 @@ def describe(device):
     if device.type == "cuda":
         return f"{distributed.describe()}cuda, {torch.cuda.get_device_name(device)}"
     return f"{distributed.describe()}cpu, {torch.get_num_threads()} threads"
+
+
+def free_memory():
+    """Return the bytes of memory that Linux, or its container, still has; elsewhere infinity."""
+    meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    found = [math.inf]
+    if meminfo.exists():
+        found += [1024 * int(re.search(r"MemAvailable:\s*(\d+)", meminfo.read_text())[1])]
+    if container.exists() and (limit := container.read_text().strip()).isdigit():
+        found += [int(limit)]
+    return min(found)
+
+
+def place(images, device):
+    """Return images on the device, or where they are if they would fill more than half of it."""
+    if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        print(f"the images stay in memory: {images.nbytes / 1e9:.1f} GB are too much for {device}")
+        return images
+    return images.to(device)
+
+
+def fetch(images, indices):
+    """Return images[indices] on the device of the indices, from wherever the images are."""
+    if images.device == indices.device:
+        return images[indices]
+    return images[indices.cpu()].pin_memory().to(indices.device, non_blocking=True)
 
 
 def cpu_name():

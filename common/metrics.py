@@ -3,11 +3,12 @@
 Pure functions on tensors; those that draw random numbers take a seed and do not touch the global
 RNG state. Features are the coordinates of the pixels along the principal components of the real
 training images, not the activations of a network trained on photographs. So numbers are comparable
-within this repository only: same data set, same number of images, same k, same seed.
+within this repository only: same data set, same size, same number of images, same k, same seed.
+Features and distances are those of images averaged to 28 or 32 pixels a side (`shrink`).
 """
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import avg_pool2d, pad
 
 CHUNK = 1024  # rows of a distance or kernel matrix held in memory at once
 MIN_IMAGES = 20  # with fewer no metric is computed: five neighbours would be a quarter of them
@@ -26,26 +27,42 @@ def split_real(images, n, seed=0):
     torch.Generator to draw from.
     """
     n = min(n, len(images) // 2)
-    if n < MIN_IMAGES or (images == images[0]).all():
+    if n < MIN_IMAGES or all((part == images[0]).all() for part in images.split(CHUNK)):
         return None
     random = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=random)
     return images[order[:n]], images[order[n : 2 * n]]
 
 
+def shrink(images):
+    """Return images averaged over squares, so that 28 or 32 pixels a side are left.
+
+    Formula: the mean of f x f pixels, f = S // 28; 64 and 128 pixels become 32, 224 become 28.
+    Shapes: uint8 (N, C, S, S) -> float (N, C, S / f, S / f); at 28 pixels the images as they are.
+    Range: [0, 255]; neither higher nor lower is better. Source: ours.
+    """
+    factor = images.shape[-1] // 28
+    if factor == 1:
+        return images
+    parts = images.split(max(1, CHUNK // factor**2))  # as floats they take four times the memory
+    return torch.cat([avg_pool2d(part.float(), factor) for part in parts])
+
+
 def fit_features(real, components=64, at_most=10_000, seed=0):
     """Return (mean, basis), the principal components of the real training images.
 
-    Formula: mean of x = pixels / 127.5 - 1, and the leading eigenvectors of cov(x). Shapes: uint8
-    (N, C, 28, 28) -> double (D,), (D, K); D = 784 C, and K = components, or fewer if the data vary
-    in fewer dimensions. Of more than at_most images a random subset is used. Range: mean in
-    [-1, 1], basis orthonormal; neither higher nor lower is better. Source: Jolliffe 2002.
+    Formula: mean of x = pixels / 127.5 - 1 of images that `shrink` returns, and the leading
+    eigenvectors of cov(x). Shapes: uint8 (N, C, S, S) -> double (D,), (D, K); D = 784 C or 1024 C,
+    and K = components, or fewer if the data vary in fewer dimensions. Of more than at_most images a
+    random subset is used. Range: mean in [-1, 1], basis orthonormal; neither higher nor lower is
+    better. Source: Jolliffe 2002.
     """
     check_images(real)
     if len(real) > at_most:
         order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
-        real = real[order[:at_most].to(real.device)]
-    mean, covariance = pixel_moments(real)
+        rows = order[:at_most].to(real.device).split(CHUNK)
+        real = torch.cat([shrink(real[some]) for some in rows])
+    mean, covariance = pixel_moments(shrink(real))
     variances, axes = torch.linalg.eigh(covariance)  # ascending
     dimensions = int((variances > 1e-10 * variances[-1]).sum())
     if dimensions == 0:
@@ -56,11 +73,12 @@ def fit_features(real, components=64, at_most=10_000, seed=0):
 def features(images, mean, basis):
     """Return the coordinates of images along the principal components of the real ones.
 
-    Formula: (x - mean) basis, x = pixels / 127.5 - 1. Shapes: uint8 (N, C, 28, 28), (D,), (D, K)
+    Formula: (x - mean) basis, x = pixels / 127.5 - 1. Shapes: uint8 (N, C, S, S), (D,), (D, K)
     -> float (N, K). Range: [-2 sqrt(D), 2 sqrt(D)]; neither higher nor lower is better. Source: as
     for `fit_features`.
     """
     check_images(images)
+    images = shrink(images)
     if images[0].numel() != len(mean):
         raise ValueError(f"images of {len(mean)} values are needed, not of {images[0].numel()}")
     parts = [(x.double() / 127.5 - 1 - mean) @ basis for x in images.flatten(1).split(CHUNK)]
@@ -165,14 +183,15 @@ def coverage(real, synthetic, radii=None, k=K):
 
 
 def fine_detail(real, synthetic, seed=0):
-    """Return the sliced Wasserstein distance of small patches at three scales, times 1000.
+    """Return the sliced Wasserstein distance of small patches at all scales, times 1000.
 
     Formula: mean over unit vectors u of mean |sort(P u) - sort(Q u)|, P and Q being 7x7 patches of
     one level of a Laplacian pyramid, scaled to mean 0 and variance 1 over each set and channel: 16
     random ones per image, and one at 7 pixels, where only one fits. The scaling removes the
-    amplitude of the detail and keeps its shape. Shapes: two uint8 (N, C, 28, 28) -> {28: a, 14: b,
-    7: c}, keyed by the pixels of a level. Range: [0, inf). Lower is better; it falls as N grows, so
-    compare with real vs real at the same N. Source: Karras et al. 2018, section 5.
+    amplitude of the detail and keeps its shape. Shapes: two uint8 (N, C, S, S) -> {28: a, 14: b,
+    7: c}, keyed by the pixels of a level; of 64 pixels {64: a, 32: b, 16: c, 8: d}. Range:
+    [0, inf). Lower is better; it falls as N grows, so compare with real vs real at the same N.
+    Source: Karras et al. 2018, section 5.
     """
     check_images(real)
     check_images(synthetic)
@@ -187,9 +206,9 @@ def fine_detail(real, synthetic, seed=0):
 def memorisation(synthetic, train, held_out):
     """Return how close synthetic images are to training images, relative to held-out real ones.
 
-    Formula: d(x) = min over t in train of |x - t|, in grey levels over all pixels. ratio = median
+    Formula: d(x) = min over t in train of |x - t|, as in `nearest_image`. ratio = median
     d(synthetic) / median d(held_out); share = that of synthetic images whose d is at most the 1st
-    percentile of d(held_out). Shapes: uint8 (M, C, 28, 28), (N, ...), (H, ...) -> {"ratio": a,
+    percentile of d(held_out). Shapes: uint8 (M, C, S, S), (N, ...), (H, ...) -> {"ratio": a,
     "share": b}. Range: [0, inf), [0, 1]. ratio: closer to 1 is better, 0 means copies, far above 1
     means images unlike any real one. share: lower is better, 0.01 is that of held-out images.
     Source: ours, after the three-sample test of Meehan et al. 2020.
@@ -216,16 +235,16 @@ def memorisation_scores(synthetic_distances, held_out_distances):
 def nearest_image(images, train):
     """Return each image's distance to its nearest training image, and the index of that one.
 
-    Formula: min over t in train of |x - t|, in grey levels over all pixels. Shapes: uint8
-    (M, C, 28, 28), (N, ...) -> double (M,), indices (M,), the lowest of equals. Range:
-    [0, 255 sqrt(D)]; neither higher nor lower is better. Source: ours.
+    Formula: min over t in train of |x - t|, in grey levels over all pixels of images that `shrink`
+    returns. Shapes: uint8 (M, C, S, S), (N, ...) -> double (M,), indices (M,), the lowest of
+    equals. Range: [0, 255 sqrt(D)]; neither higher nor lower is better. Source: ours.
     """
     nearest, indices = [], []
-    for rows in images.flatten(1).double().split(CHUNK):
+    for rows in shrink(images).flatten(1).double().split(CHUNK):
         best = torch.full((len(rows),), torch.inf, dtype=torch.double, device=rows.device)
         index = torch.zeros_like(best, dtype=torch.long)
         for start in range(0, len(train), 4 * CHUNK):
-            y = train[start : start + 4 * CHUNK].flatten(1).double()
+            y = shrink(train[start : start + 4 * CHUNK]).flatten(1).double()
             minima, argmin = square_distances(rows, y).min(1)
             index = torch.where(minima < best, start + argmin, index)
             best = best.minimum(minima)
@@ -237,13 +256,13 @@ def nearest_image(images, train):
 def closest_pairs(images, count):
     """Return the distances of the closest pairs of images, and the indices of these images.
 
-    Formula: the smallest |x_i - x_j|, i < j, in grey levels over all pixels, ascending. Shapes:
-    uint8 (N, C, 28, 28), N > 1 -> double (P,), indices (P, 2), P = count or all N (N - 1) / 2
+    Formula: the smallest |x_i - x_j|, i < j, ascending, as in `nearest_image`. Shapes: uint8
+    (N, C, S, S), N > 1 -> double (P,), indices (P, 2), P = count or all N (N - 1) / 2
     pairs. Range: [0, 255 sqrt(D)]; 0 means the same image twice. Memory grows with N^2. Source:
     ours.
     """
     check_images(images)
-    pixels = images.flatten(1).double()
+    pixels = shrink(images).flatten(1).double()
     first, second = torch.triu_indices(len(images), len(images), offset=1, device=images.device)
     squares = square_distances(pixels, pixels)[first, second]
     closest, order = squares.topk(min(count, len(squares)), largest=False)
@@ -254,14 +273,24 @@ def gaussian_reference(images, n, seed=0):
     """Return n images from the Gaussian with the mean and covariance of the given images.
 
     Formula: m + V sqrt(w) z, z ~ N(0, 1), rounded and clipped to [0, 255]; m is the pixels' mean,
-    V diag(w) V^T their covariance. Shapes: uint8 (N, C, 28, 28) -> uint8 (n, C, 28, 28). Not a
-    metric but a baseline for all of them: a generator that is no better has learned no structure
-    beyond means and covariances. Source: ours.
+    V diag(w) V^T their covariance. Above 28 pixels that matrix is too large, and the same is drawn
+    as m + sum over i of z_i (x_i - m) / sqrt(N - 1), of at most 5,000 random images x_i. Shapes:
+    uint8 (N, C, S, S) -> uint8 (n, C, S, S). Not a metric but a baseline for all of them: a
+    generator that is no better has learned no structure beyond means and covariances. Source: ours.
     """
     check_images(images)
+    generator = torch.Generator().manual_seed(seed)
+    if images.shape[-1] > 28:
+        chosen = torch.randperm(len(images), generator=generator)[:5000].to(images.device)
+        noise = torch.randn(n, len(chosen), generator=generator, dtype=torch.double)
+        noise = (noise - noise.mean(1, keepdim=True)) / max(1, len(chosen) - 1) ** 0.5
+        # Rows of noise with the mean 1 / N add the mean m, and leave it out of the differences.
+        noise = (noise + 1 / len(chosen)).to(images.device)
+        parts = zip(noise.split(256, dim=1), chosen.split(256), strict=True)
+        pixels = sum(z @ images[some].flatten(1).double() for z, some in parts)
+        return pixels.round().clamp(0, 255).to(torch.uint8).view(n, *images.shape[1:])
     mean, covariance = pixel_moments(images)
     variances, axes = torch.linalg.eigh(covariance)
-    generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, len(mean), generator=generator, dtype=torch.double).to(mean.device)
     pixels = mean + noise * variances.clamp(min=0).sqrt() @ axes.T
     return pixels.round().clamp(0, 255).to(torch.uint8).view(n, *images.shape[1:])
@@ -271,7 +300,7 @@ def fit_reference(images, real, seed=0):
     """Return what `evaluate` compares synthetic images with.
 
     images: all training images, to fit the features on; real: the images to compare with. Both
-    uint8 (N, C, 28, 28). Returns a dict of tensors and the number "n" of real images.
+    uint8 (N, C, S, S). Returns a dict of tensors and the number "n" of real images.
     """
     mean, basis = fit_features(images, seed=seed)
     real = features(real, mean, basis)
@@ -283,7 +312,7 @@ def evaluate(reference, synthetic):
     """Return the metrics that are cheap enough for every epoch, rounded to four digits.
 
     Formula, range, better direction and source: as for `precision`, `recall`, `coverage` and
-    `frechet_distance`. reference: as `fit_reference` returns. Shapes: uint8 (n, C, 28, 28), with as
+    `frechet_distance`. reference: as `fit_reference` returns. Shapes: uint8 (n, C, S, S), with as
     many images as `fit_reference` got real ones -> {"precision": a, "recall": b, "coverage": c,
     "frechet": d}.
     """
@@ -304,7 +333,7 @@ def coverage_of_label(reference, real, synthetic, seed=0):
 
     Formula: as for `coverage`, on the features of `fit_reference`, of n random images of each set;
     real_vs_real is the coverage by n other real images; n = min(N // 2, M, that of the reference).
-    Shapes: uint8 (N, C, 28, 28), (M, C, 28, 28) -> {"n": n, "coverage": a, "real_vs_real": b}; a
+    Shapes: uint8 (N, C, S, S), (M, C, S, S) -> {"n": n, "coverage": a, "real_vs_real": b}; a
     and b are None where `split_real` finds too few images. Range: [0, 1]. Higher is better, and it
     grows with n: compare a label with its own real_vs_real, not with other labels. Source: ours,
     after Naeem et al. 2020.
@@ -321,9 +350,10 @@ def coverage_of_label(reference, real, synthetic, seed=0):
 
 
 def check_images(images):
-    if images.dtype != torch.uint8 or images.shape[2:] != (28, 28) or len(images) == 0:
+    height, width = images.shape[2:] if images.ndim == 4 else (0, 0)
+    if images.dtype != torch.uint8 or height != width or width < 28 or len(images) == 0:
         got = f"{images.dtype} {(*images.shape,)}"
-        raise ValueError(f"uint8 images (N, C, 28, 28) with N > 0 are needed, not {got}")
+        raise ValueError(f"uint8 images (N, C, S, S), N > 0 and S >= 28, are needed, not {got}")
 
 
 def check_features(a, b, at_least=1):
@@ -372,7 +402,10 @@ def pixel_moments(images):
 
 
 def pyramid(images):
-    """Return the Laplacian pyramid of images: the detail at 28 and 14 pixels, the rest at 7."""
+    """Return the Laplacian pyramid of images: the detail at 28 and 14 pixels, the rest at 7.
+
+    Of 64 and 128 pixels the rest is at 8, of 224 at 7.
+    """
     binomial = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=images.device) / 16
 
     def smooth(x):  # much faster than conv2d on single channels
@@ -380,7 +413,7 @@ def pyramid(images):
         return x.unfold(2, 5, 1).matmul(binomial).unfold(3, 5, 1).matmul(binomial)
 
     levels, image = [], images.float()
-    while image.shape[-1] > PATCH:
+    while image.shape[-1] >= 2 * PATCH:
         coarse = smooth(image)[:, :, ::2, ::2]
         upsampled = torch.zeros_like(image)
         upsampled[:, :, ::2, ::2] = 4 * coarse  # three pixels in four stay 0: keep the mean

@@ -1,8 +1,13 @@
 """Reads the arrays of an .npz file, their headers first: no file can claim more than it holds."""
 
 import math
+import shutil
+import warnings
 
 import numpy as np
+import torch
+
+from common import files
 
 TEXTS = 2**20  # bytes of all labels' names
 LARGE = 2**30  # bytes; a larger array must not unpack from less than a hundredth of its size
@@ -66,3 +71,22 @@ def read_texts(archive, key):
         raise Damaged(f"{key} is of type {str(dtype)[:40]} and shape {shape}, no list of texts")
     with archive.open(f"{key}.npy") as file:
         return np.lib.format.read_array(file, allow_pickle=False).tolist()
+
+
+def map_array(archive, key, path):
+    """Return an array of an open zip file at path as a read-only tensor that stays on the disk.
+
+    The array is unpacked once, beside path. The checksum in the name tells arrays of the same name
+    apart. Raises UserError if the disk is full.
+    """
+    member = archive.getinfo(f"{key}.npy")
+    unpacked = path.with_name(f"{path.stem}_{key}_{member.CRC:08x}.npy")
+    files.make_once(unpacked, unpack, archive, member, unpacked)
+    with warnings.catch_warnings(action="ignore"):  # torch has no read-only tensors, and warns
+        return torch.from_numpy(np.load(unpacked, mmap_mode="r"))
+
+
+def unpack(archive, member, path):
+    print(f"unpacking {path}, once: memory is too small for {member.file_size / 1e9:.1f} GB ...")
+    with archive.open(member) as packed, files.atomic_write(path) as file:
+        shutil.copyfileobj(packed, file, 2**20)

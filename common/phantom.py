@@ -1,4 +1,4 @@
-"""Procedural 28x28 chest radiographs: phantoms, not patients.
+"""Procedural chest radiographs: phantoms, not patients.
 
 They let the whole program run without a network and without a data set. A chest built of
 ellipsoids is X-rayed by the Beer-Lambert law and developed as a film: bone and fluid bright,
@@ -15,8 +15,7 @@ import torch
 LABELS = ("cardiomegaly", "effusion")
 SPLITS = {"train": 10_000, "val": 1_000, "test": 2_000}
 
-SIZE = 28
-FINE = 3  # rays per pixel and direction: ribs are thinner than a pixel
+RAYS = 84  # at least, across a film: at 28 pixels ribs are thinner than a pixel
 CHUNK = 16  # images drawn at once: their working set fits into a CPU's cache
 PREVALENCE = 0.3  # of each label, drawn independently: 9 % of the images have both
 
@@ -31,8 +30,8 @@ MU_LUNG = 0.050  # inflated, 0.26 g/cm3
 class Draws:
     """Random numbers for n patients at once, of shape (n, 1, 1) to broadcast over their films."""
 
-    def __init__(self, n, generator):
-        self.n, self.generator = n, generator
+    def __init__(self, n, generator, rays):
+        self.n, self.generator, self.rays = n, generator, rays  # rays: across a film
 
     def uniform(self, low, high):
         return low + (high - low) * torch.rand(self.n, 1, 1, generator=self.generator)
@@ -48,7 +47,7 @@ class Draws:
     def texture(self, cells):
         """Smooth noise of about unit variance, `cells` bumps wide and high, (n, rays, rays)."""
         coarse = torch.randn(self.n, 1, cells, cells, generator=self.generator) * 1.5
-        rays = (SIZE * FINE, SIZE * FINE)
+        rays = (self.rays, self.rays)
         return torch.nn.functional.interpolate(coarse, rays, mode="bilinear").squeeze(1)
 
 
@@ -75,7 +74,7 @@ def attenuate(cardiomegaly, effusion, draws):
     cardiomegaly, effusion: float (n, 1, 1), 0 or 1. Returns float (n, rays, rays), 0 to about 7.
     """
     # Pose: rotation, centre and field of view vary.
-    ray = (torch.arange(SIZE * FINE) + 0.5) / (SIZE * FINE) - 0.5
+    ray = (torch.arange(draws.rays) + 0.5) / draws.rays - 0.5
     field = draws.normal(31.5, 1.3)
     x = ray * field * draws.normal(1, 0.04) + draws.normal(0, 0.9)
     y = ray[:, None] * field + draws.normal(0.2, 1.0)
@@ -195,15 +194,16 @@ def develop(attenuation, draws):
     return film * ((ray - draws.normal(0, 0.03)).abs() < shutter)
 
 
-def make_split(n, seed):
+def make_split(n, seed, size=28):
     """Draw n phantoms.
 
-    Returns two uint8 arrays: images (n, 28, 28), 0 black to 255 white, and labels (n, 2), 0 or 1
-    in the order of LABELS. The same n and seed give the same arrays.
+    Returns two uint8 arrays: images (n, size, size), 0 black to 255 white, and labels (n, 2), 0 or
+    1 in the order of LABELS. The same n, seed and size give the same arrays.
     """
+    fine = -(-RAYS // size)  # rays per pixel and direction
     generator = torch.Generator().manual_seed(seed)
     labels = (torch.rand(n, len(LABELS), generator=generator) < PREVALENCE).to(torch.uint8)
-    images = torch.empty(n, SIZE, SIZE, dtype=torch.uint8)
+    images = torch.empty(n, size, size, dtype=torch.uint8)
     # Freeing one large block raises glibc's thresholds (mallopt(3), M_MMAP_THRESHOLD): temporaries
     # then reuse memory instead of returning it to the kernel each time, which can take 10x longer.
     torch.empty(30 * 2**20, dtype=torch.uint8)
@@ -214,9 +214,9 @@ def make_split(n, seed):
     try:
         for start in range(0, n, CHUNK):
             has = labels[start : start + CHUNK].float()[:, :, None, None]
-            draws = Draws(len(has), generator)
+            draws = Draws(len(has), generator, size * fine)
             film = develop(attenuate(has[:, 0], has[:, 1], draws), draws)
-            pixels = torch.nn.functional.avg_pool2d(film, FINE)
+            pixels = torch.nn.functional.avg_pool2d(film, fine)
             images[start : start + CHUNK] = (pixels * 255).round().to(torch.uint8)
     finally:
         torch.set_num_threads(threads)

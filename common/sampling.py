@@ -6,18 +6,24 @@ from common import hardware
 from common.dataset import draw_labels, to_pixels
 from common.settings import UserError
 
-CHUNK = 500  # images drawn at once; the last bit of a pixel may depend on it
+CHUNK = 500  # images of 28x28 drawn at once; the last bit of a pixel may depend on it
+
+
+def chunk(size):
+    """Return how many images of this size are drawn at once: as many pixels as at 28x28."""
+    return max(1, CHUNK * 28**2 // size**2)
 
 
 @torch.inference_mode()
 def draw(generator, latents, labels=None):
-    """Draw one uint8 image (N, C, 28, 28) for each latent (N, latent_dim), CHUNK at a time.
+    """Draw one uint8 image (N, C, S, S) for each latent (N, latent_dim), `chunk` at a time.
 
     labels: float (N, K), a label vector for each latent, if the generator is conditional.
     Raises UserError if the generator draws nan, which would be a black image.
     """
     inputs = [latents] if labels is None else [latents, labels]
-    batches = zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True)
+    at_once = chunk(getattr(generator, "size", 28))
+    batches = zip(*(tensor.split(at_once) for tensor in inputs), strict=True)
     return torch.cat([to_pixels(check_drawn(generator(*batch))) for batch in batches])
 
 
@@ -32,7 +38,7 @@ def check_drawn(images):
 
 
 def sample(generator, label_counts, n, seed, dtype="float32"):
-    """Draw n images, uint8 (n, C, 28, 28) on the CPU, from latents that the seed determines.
+    """Draw n images, uint8 (n, C, S, S) on the CPU, from latents that the seed determines.
 
     label_counts: as dataset.count_labels returns; labels are as frequent together as there.
     dtype: of the convolutions, "float32" or "bfloat16".

@@ -46,6 +46,7 @@ SETTINGS = Table(
         "DTYPE": OneOf(("float32", "bfloat16")),
     },
     optional={
+        "SIZE": OneOf(dataset.SIZES),
         "BATCH_SIZE": Whole(1),
         "CONDITIONAL": OneOf((True, False)),
         "MODELS_DIR": FOLDER,
@@ -180,6 +181,7 @@ def check_relations(saved):
         fit = 0 < len(rows) == len(counts) == len(rows.unique(dim=0))
         demand(fit, "label_counts", "has not one count for each of its rows")
     shared = {"channels": saved["channels"], "labels": labels, "latent_dim": settings["LATENT_DIM"]}
+    shared["size"] = settings["SIZE"]
     for network, arguments in saved["model_args"].items():
         for key in shared.keys() & arguments.keys():
             cause = f"is {describe(arguments[key])}, not {shared[key]} as in the run"

@@ -24,7 +24,8 @@ def print_summary(run, progress, model, source, folder, pictures, reference):
     }
     print(f"data set   {dataset.title(run.info)} from {source}")
     steps = n // settings["BATCH_SIZE"]
-    print(f"images     {n:,} of 28x28x{run.channels}, {steps} steps an epoch")
+    size = settings["SIZE"]
+    print(f"images     {n:,} of {size}x{size}x{run.channels}, {steps} steps an epoch")
     if settings["CONDITIONAL"]:
         print(f"labels     {', '.join(dataset.label_names(run.info))}")
     print(f"device     {hardware.describe(progress.permutation.device)}")

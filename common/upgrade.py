@@ -29,6 +29,8 @@ OLD_LAYERS = {
 def upgrade(content):
     """Return a checkpoint, a dict, in today's layout; what is odd in it stays as it is."""
     content = {"data_official": None, "info": None} | content
+    if isinstance(content.get("settings"), dict):
+        content["settings"] = {"SIZE": 28} | content["settings"]
     if "model_args" in content:
         return content
     content = {OLD_KEYS.get(key, key): value for key, value in content.items()}
@@ -44,7 +46,7 @@ def upgrade(content):
     }
     rows = label_counts.get("rows")
     labels = rows.shape[1] if isinstance(rows, torch.Tensor) and rows.dim() == 2 else 0
-    shared = {"channels": content.get("channels"), "labels": labels}
+    shared = {"channels": content.get("channels"), "labels": labels, "size": 28}
     content["model_args"] = {
         "generator": {"latent_dim": settings.get("LATENT_DIM"), "widths": (256, 128, 64, 16)},
         "discriminator": {"widths": (32, 64, 128), "texture": False},

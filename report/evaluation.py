@@ -9,7 +9,7 @@ import torch
 from common import checkpoint, dataset, membership, metrics, sampling
 from common.settings import UserError
 from report import plotting
-from report.sections import EXAMPLES, per_pixel
+from report.sections import EXAMPLES, fewer, per_pixel
 
 LABEL_IMAGES = 1000  # synthetic images of each label
 METRIC_IMAGES = 1000  # for a run that was trained with METRIC_IMAGES=0
@@ -34,16 +34,10 @@ METRICS = {
         "lower",
         "the same with a cubic kernel, which sees skewness too; can be slightly below 0",
     ),
-    "detail_28": (
-        "Fine detail, 28 pixels",
+    "detail": (
+        "Fine detail, {} pixels",
         "lower",
         "distance between small patches at full resolution: edges and noise",
-    ),
-    "detail_14": ("Fine detail, 14 pixels", "lower", "the same at half the resolution"),
-    "detail_7": (
-        "Fine detail, 7 pixels",
-        "lower",
-        "the same at a quarter of the resolution: brightness and layout",
     ),
     "ratio": (
         "Memorisation ratio",
@@ -59,6 +53,23 @@ METRICS = {
 }
 
 
+COARSER = ("half", "a quarter of", "an eighth of", "a sixteenth of", "a thirty-second of")
+
+
+def describe_metrics(levels):
+    """Return METRICS with fine detail at each level of the pyramid, in pixels, the finest first."""
+    described = {}
+    for key, (name, better, meaning) in METRICS.items():
+        if key != "detail":
+            described[key] = name, better, meaning
+            continue
+        coarser = [f"the same at {share} the resolution" for share in COARSER[: len(levels) - 1]]
+        coarser[-1] += ": brightness and layout"
+        for pixels, told in zip(levels, [meaning, *coarser], strict=True):
+            described[f"detail_{pixels}"] = name.format(pixels), better, told
+    return described
+
+
 def by_label(captions, samples, generator, saved, out, options):
     """Synthetic images of each label beside real ones, and how well they cover the real ones."""
     seed = saved["settings"]["SEED"]
@@ -67,13 +78,14 @@ def by_label(captions, samples, generator, saved, out, options):
     sets = metrics.split_real(samples.images, LABEL_IMAGES, seed)
     reference = metrics.fit_reference(samples.images, sets[0], seed) if sets else None
     cells, table = [], {}
+    examples = fewer(EXAMPLES, samples.images.shape[-1], least=4)
     for label, vector in dataset.single_labels(saved["info"], saved["label_counts"]).items():
         synthetic = sampling.draw(generator, latents, vector.float().expand(len(latents), -1))
-        real = samples.shuffled[dataset.has_labels(samples.shuffled_labels, vector)]
-        row = torch.full_like(synthetic[:EXAMPLES], 255)  # white where there are too few real ones
-        row[: len(real)] = real[:EXAMPLES]
-        cells.append((f"{label}, synthetic", plotting.tile(synthetic[:EXAMPLES], EXAMPLES)))
-        cells.append((f"{label}, {captions.original}", plotting.tile(row, EXAMPLES)))
+        real = samples.shuffled(dataset.has_labels(samples.shuffled_labels, vector))
+        row = torch.full_like(synthetic[:examples], 255)  # white where there are too few real ones
+        row[: len(real)] = real[:examples]
+        cells.append((f"{label}, synthetic", plotting.tile(synthetic[:examples], examples)))
+        cells.append((f"{label}, {captions.original}", plotting.tile(row, examples)))
         table[label] = {"training": len(real)}
         if reference:
             table[label] |= metrics.coverage_of_label(reference, real, synthetic, seed)
@@ -87,7 +99,9 @@ def by_label(captions, samples, generator, saved, out, options):
 
 def numbers(captions, samples, neighbours, generator, saved, out, options):
     """The metrics over the epochs, and a table of all metrics for the state that is shown."""
-    page = {"metrics": METRICS, "k": metrics.K}
+    size = samples.images.shape[-1]
+    page = {"k": metrics.K, "size": size, "finest": f"detail_{size}"}
+    page["shrunk"] = metrics.shrink(samples.images[:1]).shape[-1]
     page |= evaluate_all(captions, samples, neighbours, generator, saved)
     measured = [row for row in saved["history"] if "coverage" in row]
     if measured and "table" in page:
@@ -106,7 +120,8 @@ def evaluate_all(captions, samples, neighbours, generator, saved):
 
     The images are those that train_model.py evaluates after an epoch, so the synthetic column
     agrees with log.csv. Returns {"n": n, "table": {"synthetic", "real_vs_real", "gaussian":
-    {metric: number}}}, or {} if there are too few different real images.
+    {metric: number}}, "metrics": as describe_metrics returns}, or {} if there are too few different
+    real images.
     """
     settings = saved["settings"]
     seed, n = settings["SEED"], settings.get("METRIC_IMAGES") or METRIC_IMAGES
@@ -128,8 +143,8 @@ def evaluate_all(captions, samples, neighbours, generator, saved):
         pair = reference["features"], features
         table[name]["density"] = metrics.density(*pair, reference["radii"])
         table[name]["kernel"] = metrics.kernel_distance(*pair)
-        for pixels, distance in metrics.fine_detail(real, images, seed).items():
-            table[name][f"detail_{pixels}"] = distance
+        detail = metrics.fine_detail(real, images, seed)
+        table[name] |= {f"detail_{pixels}": distance for pixels, distance in detail.items()}
     if can_show_copies(neighbours):
         held_out, _ = neighbours.held_out
         gaussian, _ = metrics.nearest_image(sets["gaussian"], samples.images)
@@ -139,7 +154,7 @@ def evaluate_all(captions, samples, neighbours, generator, saved):
     # On other hardware than that of the training the last digits can differ: show what was logged.
     logged = next((row for row in saved["history"] if row["epoch"] == captions.epoch), {})
     table["synthetic"] |= {key: logged[key] for key in table["synthetic"] if key in logged}
-    return {"n": n, "table": table}
+    return {"n": n, "table": table, "metrics": describe_metrics([*detail])}
 
 
 def can_show_copies(neighbours):
@@ -248,11 +263,12 @@ def draw_pairs(captions, samples, neighbours, path, scale, held_out=False, furth
     heading += f" {'furthest from' if furthest else 'nearest to'} the training set; "
     heading += "below each, its nearest training image"
     alt += ", below the training image nearest to it"
-    order = distances.argsort(descending=furthest, stable=True)[:EXAMPLES].tolist()
+    examples = fewer(EXAMPLES, images.shape[-1], least=4)
+    order = distances.argsort(descending=furthest, stable=True)[:examples].tolist()
     distances = per_pixel(distances, images)
     cells = []
     for i in order:
         pair = torch.stack([images[i], samples.images[indices[i]]])
         number = "" if held_out else f"\nno. {i}"
         cells.append((f"{distances[i]:.1f}{number}", plotting.tile(pair, 1)))
-    return plotting.save_tiles(path, heading, cells, EXAMPLES, scale, alt, below=True)
+    return plotting.save_tiles(path, heading, cells, examples, scale, alt, below=True)

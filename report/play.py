@@ -65,7 +65,8 @@ def play(captions, samples, generator, saved, path, data_path, page, out, option
         phantom=name == "phantom",
         info=saved["info"],
         own=name not in dataset.NAMES,
-        is_official=data is not None and dataset.is_official(name, data_path),
+        is_official=data is not None
+        and dataset.is_official(name, data_path, saved["settings"]["SIZE"]),
         largest=LARGEST,
     )
     path = out / "play.html"
@@ -244,7 +245,7 @@ def describe_game(samples):
 
     "fresh" is None here; play puts the score of the report's fresh detective there if it has one.
     """
-    images, labels = samples.shuffled[-REAL_IMAGES:], samples.shuffled_labels
+    images, labels = samples.shuffled(slice(-REAL_IMAGES, None)), samples.shuffled_labels
     return {
         "real": layers.base64_of(images.permute(0, 2, 3, 1)),
         "count": len(images),

@@ -58,7 +58,7 @@ def style(changes):
 
 
 def tile(images, columns):
-    """Lay images (N, C, 28, 28) out in rows. Returns uint8 RGBA (H, W, 4), gaps transparent."""
+    """Lay images (N, C, S, S) out in rows. Returns uint8 RGBA (H, W, 4), gaps transparent."""
     colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
     seen = torch.full_like(colour[:, :1], 255)
     grid = make_grid(torch.cat([colour, seen], 1), nrow=columns, padding=GAP, pad_value=0)

@@ -17,6 +17,7 @@ from report import plotting
 EXAMPLES = 10  # images, or pairs of images, in a row
 BLIND_TILES = 32
 GIF_FRAMES, GIF_TILES = 50, 32  # upper limits in the page, which must stay small
+# These and all other numbers of images are those of 28x28 pixels; see fewer.
 WALKS, WALK_STEPS = 8, 10
 TOUR_TILES, TOUR_STOPS, TOUR_STEPS = 8, 4, 15  # TOUR_STEPS frames from one stop to the next
 TOUR_MS = 80  # duration of a frame
@@ -45,16 +46,20 @@ class Captions:
 
 @dataclass(frozen=True)
 class Samples:
-    """The images that the report shows and evaluates, uint8 (N, C, 28, 28)."""
+    """The images that the report shows and evaluates, uint8 (N, C, S, S)."""
 
     images: torch.Tensor  # all training images, in the order in which training loads them
-    shuffled: torch.Tensor  # the same in random order
+    order: torch.Tensor  # a random order of them
     shuffled_labels: torch.Tensor | None  # their label vectors (N, K), if the run is conditional
     held_out: torch.Tensor | None  # images that the run was not trained on, if there are any
     held_out_split: str  # the split they are from, "test" or "val"
     synthetic: torch.Tensor  # what synthetic.npz holds
     examined: torch.Tensor  # the first of them, compared with all training images
     grids: dict  # {epoch: synthetic images}, from the same latents after each epoch
+
+    def shuffled(self, places):
+        """Return the images at these places of the order; all at once may not fit into memory."""
+        return self.images[self.order[places]]
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,31 @@ class Neighbours:
     held_out: tuple | None  # of samples.held_out
 
 
+def fewer(count, size, least=2):
+    """Return how many images of this size to show, in a row or column, for count of 28 pixels.
+
+    So a grid of them has about as many pixels, and the page as many bytes.
+    """
+    return max(min(count, least), -(-count * 28 // size))
+
+
+def fewer_tiles(options, size):
+    """Return the options of generate_report.py with the numbers that `fewer` gives at this size."""
+    for name in ("COLLAGE_ROWS", "COLLAGE_COLUMNS", "GRID_ROWS", "GRID_COLUMNS", "PROGRESS_ROWS"):
+        setattr(options, name, fewer(getattr(options, name), size))
+    for name in ("SCALE", "GIF_SCALE"):
+        setattr(options, name, fewer(getattr(options, name), size, least=1))
+    return options
+
+
 def collage(captions, samples, out, options):
     """Random training images beside the first synthetic ones."""
     columns = options.COLLAGE_COLUMNS
     count = min(options.COLLAGE_ROWS * columns, len(samples.images), len(samples.synthetic))
-    halves = {captions.original: samples.shuffled[:count], "synthetic": samples.synthetic[:count]}
+    halves = {
+        captions.original: samples.shuffled(slice(count)),
+        "synthetic": samples.synthetic[:count],
+    }
     cells = [(name, plotting.tile(images, columns)) for name, images in halves.items()]
     heading = f"Reel vs Real: {captions.about}"
     alt = f"{count} {captions.originals} beside {count} synthetic ones, {captions.about}"
@@ -80,7 +105,11 @@ def collage(captions, samples, out, options):
 def blind_test(captions, samples, out, options):
     """Real and synthetic images mixed, half and half; none of them is in the collage."""
     shown = options.COLLAGE_ROWS * options.COLLAGE_COLUMNS
-    real = unseen(samples.shuffled[shown:], samples.shuffled[:shown], BLIND_TILES // 2)
+    size = samples.images.shape[-1]
+    columns, rows = (fewer(count, size, least=4) for count in (8, BLIND_TILES // 8))
+    half = columns * rows // 2
+    candidates = samples.shuffled(slice(shown, shown + max(100, 20 * half)))
+    real = unseen(candidates, samples.shuffled(slice(shown)), half)
     synthetic = samples.synthetic[shown : shown + len(real)]
     count = min(len(real), len(synthetic))
     if count == 0:
@@ -93,7 +122,7 @@ def blind_test(captions, samples, out, options):
     heading += f"synthetic ones from {captions.when}"
     alt = "an image, from the training set or synthetic"
     path = out / "blind_test.png"
-    picture = plotting.save_tiles(path, heading, cells, 8, options.SCALE, alt, below=True)
+    picture = plotting.save_tiles(path, heading, cells, columns, options.SCALE, alt, below=True)
     is_real = (order < count).tolist()
     return {
         "picture": picture,
@@ -106,7 +135,7 @@ def unseen(candidates, shown, count):
     """Return the first candidates that are no near-duplicates of images shown or of each other.
 
     A near-duplicate is at less than half the usual distance: a reader who has seen one of the two
-    recognises the other. All uint8 (N, C, 28, 28); the result can have fewer than count images.
+    recognises the other. All uint8 (N, C, S, S); the result can have fewer than count images.
     """
     limit = metrics.nearest_image(candidates[:100], shown)[0].median() / 2
     chosen = shown[:0]
@@ -122,7 +151,8 @@ def training(captions, samples, saved, out, options):
     columns, scale, grids = options.GRID_COLUMNS, options.SCALE, samples.grids
     if not grids:
         return {}
-    frames = []
+    size, frames = samples.images.shape[-1], []
+    examples = fewer(EXAMPLES, size, least=4)
     for epoch, grid in grids.items():
         heading = f"{captions.name}\nsynthetic images, epoch {epoch} {captions.of_epochs}"
         path = out / "epochs" / f"epoch_{epoch:04d}.png"
@@ -134,7 +164,7 @@ def training(captions, samples, saved, out, options):
     durations = [options.FRAME_MS] * (len(frames) - 1) + [options.LAST_FRAME_MS]
     plotting.write_gif(path, frames, greys, durations)
 
-    chosen = evenly_spaced(grids, GIF_FRAMES)
+    chosen = evenly_spaced(grids, fewer(GIF_FRAMES, size))
     small = [plotting.tile(grids[epoch][:GIF_TILES], columns) for epoch in chosen]
     small = plotting.caption_frames(
         small, [f"epoch {epoch} {captions.of_epochs}" for epoch in chosen]
@@ -144,11 +174,12 @@ def training(captions, samples, saved, out, options):
     gif = plotting.animation(path, small, greys, durations[-len(small) :], alt)
 
     strips = [
-        (f"epoch {epoch}", plotting.tile(grids[epoch][:EXAMPLES], EXAMPLES))
+        (f"epoch {epoch}", plotting.tile(grids[epoch][:examples], examples))
         for epoch in evenly_spaced(grids, options.PROGRESS_ROWS)
     ]
-    strips.append((captions.original, plotting.tile(samples.shuffled[:EXAMPLES], EXAMPLES)))
-    heading = f"{captions.name}\nsynthetic images from the same ten latents"
+    strips.append((captions.original, plotting.tile(samples.shuffled(slice(examples)), examples)))
+    count = {10: "ten", 5: "five", 4: "four"}[examples]
+    heading = f"{captions.name}\nsynthetic images from the same {count} latents"
     alt = f"a row of synthetic images from the same latents for each epoch, {captions.name}"
     strips = plotting.save_tiles(out / "training_progress.png", heading, strips, 1, scale, alt)
 
@@ -189,10 +220,13 @@ def draw_losses(history, name):
 def diversity(captions, samples, out, options):
     """Many images, the most similar pairs, and pixel statistics, each beside the real ones."""
     synthetic, scale = samples.examined, options.SCALE
-    real = samples.shuffled[: len(synthetic)]
-    grid = [("", plotting.tile(synthetic[:192], 12))]
+    real = samples.shuffled(slice(len(synthetic)))
+    size = synthetic.shape[-1]
+    columns, rows = fewer(12, size), fewer(16, size)
+    shown, examples = synthetic[: columns * rows], fewer(EXAMPLES, size, least=4)
+    grid = [("", plotting.tile(shown, columns))]
     heading = f"{captions.name}\nsynthetic images, {captions.when}"
-    alt = f"{min(192, len(synthetic))} synthetic images, {captions.about}"
+    alt = f"{len(shown)} synthetic images, {captions.about}"
     page = {"n": len(synthetic), "n_real": len(real)}
     page["grid"] = plotting.save_tiles(out / "diversity.png", heading, grid, 1, scale, alt)
 
@@ -200,7 +234,7 @@ def diversity(captions, samples, out, options):
         ("synthetic", "synthetic", synthetic),
         ("real", captions.original, real),
     ):
-        distances, pairs = metrics.closest_pairs(images, EXAMPLES)
+        distances, pairs = metrics.closest_pairs(images, examples)
         if len(pairs) > 0:
             heading = f"{captions.name}\nthe {kind} images most alike among {len(images):,}"
             heading += f", {captions.when}" if key == "synthetic" else ""
@@ -210,7 +244,7 @@ def diversity(captions, samples, out, options):
             ]
             alt = f"two {kind} images that are much alike, one above the other"
             path = out / f"most_alike_{key}.png"
-            page[key] = plotting.save_tiles(path, heading, cells, EXAMPLES, scale, alt, below=True)
+            page[key] = plotting.save_tiles(path, heading, cells, examples, scale, alt, below=True)
 
     cells = []
     for kind, images in ((captions.original, real), ("synthetic", synthetic)):
@@ -232,13 +266,13 @@ def diversity(captions, samples, out, options):
 
 
 def tile_of(pixels):
-    """Return numbers (C, 28, 28) as a tile, rounded to grey levels."""
+    """Return numbers (C, S, S) as a tile, rounded to grey levels."""
     return plotting.tile(pixels.round().clamp(0, 255).to(torch.uint8)[None], 1)
 
 
 def per_pixel(distances, images):
-    """Convert distances over all pixels to root mean squares per pixel, in grey levels."""
-    return (distances / images[0].numel() ** 0.5).tolist()
+    """Convert distances of metrics.py to root mean squares per pixel, in grey levels."""
+    return (distances / metrics.shrink(images[:1]).numel() ** 0.5).tolist()
 
 
 def slerp(a, b, t):
@@ -262,27 +296,29 @@ def slerp(a, b, t):
 def latent_space(captions, generator, saved, out, options):
     """Walks from one latent to another, and an endless tour through a few latents."""
     random = torch.Generator().manual_seed(options.SEED)
-    label_counts = saved["label_counts"]
-    ends = torch.randn(2, WALKS, generator.latent_dim, generator=random)
-    labels = dataset.draw_labels(label_counts, WALKS, random)  # one for the whole walk
-    shares = torch.linspace(0, 1, WALK_STEPS).tolist()
+    label_counts, size = saved["label_counts"], saved["settings"]["SIZE"]
+    rows, steps = fewer(WALKS, size), fewer(WALK_STEPS, size, least=4)
+    ends = torch.randn(2, rows, generator.latent_dim, generator=random)
+    labels = dataset.draw_labels(label_counts, rows, random)  # one for the whole walk
+    shares = torch.linspace(0, 1, steps).tolist()
     latents = torch.stack([slerp(*ends, t) for t in shares], 1).flatten(0, 1)
-    images = sampling.draw(generator, latents, labels.repeat_interleave(WALK_STEPS, 0))
-    cells = [("", plotting.tile(images, WALK_STEPS))]
+    images = sampling.draw(generator, latents, labels.repeat_interleave(steps, 0))
+    cells = [("", plotting.tile(images, steps))]
     heading = f"{captions.about}\neach row: a walk from one latent to another"
-    alt = f"{WALKS} rows of synthetic images, each changing gradually into another, "
+    alt = f"{rows} rows of synthetic images, each changing gradually into another, "
     alt += captions.about
     walks = plotting.save_tiles(out / "walks.png", heading, cells, 1, options.SCALE, alt)
 
-    stops = torch.randn(TOUR_STOPS, TOUR_TILES, generator.latent_dim, generator=random)
-    labels = dataset.draw_labels(label_counts, TOUR_TILES, random)
+    shown = fewer(TOUR_TILES, size, least=1)
+    stops = torch.randn(TOUR_STOPS, shown, generator.latent_dim, generator=random)
+    labels = dataset.draw_labels(label_counts, shown, random)
     latents = [
         slerp(stop, following, step / TOUR_STEPS)
         for stop, following in zip(stops, stops.roll(-1, 0), strict=True)
         for step in range(TOUR_STEPS)
     ]
     images = sampling.draw(generator, torch.cat(latents), labels.repeat(len(latents), 1))
-    tiles = [plotting.tile(frame, TOUR_TILES // 2) for frame in images.split(TOUR_TILES)]
+    tiles = [plotting.tile(frame, -(-shown // 2)) for frame in images.split(shown)]
     heading = f"{captions.about}\na tour through {TOUR_STOPS} latents and back"
     scale, greys, durations = 2 * options.GIF_SCALE, options.GIF_GREYS, [TOUR_MS] * len(tiles)
     frames = [plotting.compose(heading, [("", tile)], 1, scale) for tile in tiles]

@@ -5,7 +5,7 @@ import torch
 from common import detective as test
 from common import metrics, sampling
 from report import plotting
-from report.sections import EXAMPLES
+from report.sections import EXAMPLES, fewer
 
 
 def detective(captions, samples, generator, saved, out, options):
@@ -21,7 +21,8 @@ def detective(captions, samples, generator, saved, out, options):
     page = {"n": len(real), "rows": list(zip(rows, reference, strict=True))}
 
     # Show images of the test set that the CNN of the first row is surest of.
-    first = rows[0]
+    first, size = rows[0], real.shape[-1]
+    examples = fewer(EXAMPLES, size, least=4)
     doubts = test.logits(first["network"], first["synthetic"])
     accused = test.logits(first["network"], first["real"])
     pictures = {
@@ -30,7 +31,7 @@ def detective(captions, samples, generator, saved, out, options):
         "accused": ("real", accused.argsort(descending=True), "that look most synthetic to it"),
     }
     for key, (kind, order, what) in pictures.items():
-        chosen, values = order[:EXAMPLES], doubts if kind == "synthetic" else accused
+        chosen, values = order[:examples], doubts if kind == "synthetic" else accused
         tiles = ((first[kind][chosen] + 1) * 127.5).round().to(torch.uint8)
         cells = [
             (f"{probability:.2f}", plotting.tile(tile[None], 1))
@@ -40,7 +41,7 @@ def detective(captions, samples, generator, saved, out, options):
         heading = f"{captions.about}\nfresh CNN: the {images} {what}; below, its P(synthetic)"
         path = out / f"detective_{key}.png"
         alt = f"one of the {images} {what}, a fresh CNN"
-        page[key] = plotting.save_tiles(path, heading, cells, EXAMPLES, scale, alt, below=True)
+        page[key] = plotting.save_tiles(path, heading, cells, examples, scale, alt, below=True)
 
     # Show where it looks, and which frequencies are too strong or too weak.
     cells = []
@@ -60,22 +61,24 @@ def detective(captions, samples, generator, saved, out, options):
     }
     page["spectrum"] = plotting.save_curves(
         out / "spectrum",
-        lambda: draw_spectrum(captions.about, curves),
+        lambda: draw_spectrum(captions.about, curves, size),
         f"Amplitude by spatial frequency, {captions.originals} and synthetic images",
     )
+    page |= {"size": size, "diagonal": len(curves["synthetic"]) - 1}
     page["finest"] = float(curves["synthetic"][-1] / curves[captions.original][-1])
     return page
 
 
-def draw_spectrum(title, curves):
-    """Plot amplitudes, {label: (21,)}, relative to those of the first curve."""
+def draw_spectrum(title, curves, size):
+    """Plot amplitudes, {label: (K + 1,)}, relative to those of the first curve."""
     first, *others = curves.items()
     figure, axes = plotting.one_plot(title)
     axes.axhline(1, color="grey", linewidth=0.8, linestyle="--", label=first[0])
     for label, amplitudes in others:
         axes.plot((amplitudes / first[1]).tolist(), label=label)
-    axes.set(xlabel="periods in 28 pixels", ylabel=f"amplitude / {first[0]}", xlim=(0, 20))
-    axes.set_xticks(range(0, 21, 2))
+    last = len(first[1]) - 1
+    axes.set(xlabel=f"periods in {size} pixels", ylabel=f"amplitude / {first[0]}", xlim=(0, last))
+    axes.set_xticks(range(0, last + 1, 2 * round(size / 28)))
     axes.set_ylim(bottom=0)
     plotting.legend(axes)
     return figure

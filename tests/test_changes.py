@@ -60,7 +60,7 @@ def in_the_old_layout(content):
     old["settings"] = {
         "PRECISION" if name == "DTYPE" else name: value
         for name, value in old["settings"].items()
-        if name != "LR_DECAY_START"
+        if name not in ("LR_DECAY_START", "SIZE")
     }
     for network in OLD_LAYERS.keys() & old.keys():
         old[network] = {
@@ -110,6 +110,31 @@ def test_a_run_of_an_old_program_resumes_reports_and_exports(run, small, conditi
     with signal_in_step(1, signal.SIGINT):  # resumed once, and once more
         assert run("train_model.py", *small).status == 130
     assert run("train_model.py", *small).status == 0
+    assert_same_run("phantom", "straight")
+
+
+def without_sizes(content):
+    """The content of a checkpoint or snapshot as a program that knew 28 pixels only wrote it."""
+    content["settings"].pop("SIZE")
+    for arguments in content["model_args"].values():
+        arguments.pop("size")
+    return content
+
+
+def test_a_run_from_before_there_were_sizes_resumes_and_exports(run, train):
+    small = train("--EPOCHS=1")
+    before = export(run)
+    for path in (CHECKPOINT, SNAPSHOT):
+        rewrite(path, without_sizes(torch.load(path, weights_only=True)))
+    assert all(np.array_equal(*pair) for pair in zip(before, export(run), strict=True))
+    assert run("train_model.py", *small, "--EPOCHS=2").status == 0
+    train("--EPOCHS=2", name="straight")
+    for name in ("phantom", "straight"):  # the resumed run keeps its arguments, without a size
+        path = Path("models", name, "checkpoint.pt")
+        content = torch.load(path, weights_only=True)
+        for arguments in content["model_args"].values():
+            arguments.pop("size", None)
+        rewrite(path, content)
     assert_same_run("phantom", "straight")
 
 
