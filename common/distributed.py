@@ -133,11 +133,6 @@ def lock(folder):
     return files.lock(folder) if is_first() else contextlib.nullcontext()
 
 
-def describe():
-    """Return how many processes compute, to be put before the name of the device of each."""
-    return f"{count()} processes, each on " if count() > 1 else ""
-
-
 def command():
     """Return what a script of this run was started with, up to its name."""
     if count() == 1:

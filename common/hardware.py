@@ -8,8 +8,8 @@ from datetime import date
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
-from common import distributed
 from common.settings import UserError
 
 
@@ -31,9 +31,11 @@ def choose_device(name):
 
 def describe(device):
     """Return the name of a device, for the start-up summary and reports."""
+    several = dist.is_available() and dist.is_initialized()  # under torchrun
+    each = f"{dist.get_world_size()} processes, each on " if several else ""
     if device.type == "cuda":
-        return f"{distributed.describe()}cuda, {torch.cuda.get_device_name(device)}"
-    return f"{distributed.describe()}cpu, {torch.get_num_threads()} threads"
+        return f"{each}cuda, {torch.cuda.get_device_name(device)}"
+    return f"{each}cpu, {torch.get_num_threads()} threads"
 
 
 def free_memory():
