@@ -77,14 +77,14 @@ def main():
         print(f"labels     {about_labels}")
         print(f"images     {n:,} to {out}")
         if FORMAT == "npz":
-            write_npz(dataset.data_file(name, hidden), generator, label_counts, n, saved, real)
+            write_npz(dataset.file(hidden, name), generator, label_counts, n, saved, real)
         else:
             write_pngs(hidden, generator, label_counts, n, saved)
         about = describe(saved, folder, path, n, about_labels, real)
         (hidden / "ABOUT.txt").write_text(about, "utf-8", "backslashreplace")
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}")
     if FORMAT == "npz" and name not in dataset.NAMES:
-        print(f'to load it: numpy.load("{dataset.data_file(name, out)}")')
+        print(f'to load it: numpy.load("{dataset.file(out, name)}")')
     elif FORMAT == "npz" and name != "phantom":
         title = dataset.title(name)
         print(f'to load it: medmnist.{title}(split="train", root="{out}", download=False)')
@@ -101,7 +101,7 @@ def load_real(saved, data_dir):
     for split in ("val", "test"):
         about = checkpoint.describe_data(saved)
         images, labels, source = dataset.load(name, split, data_dir, trained_on=about)
-        path = dataset.data_file(name, data_dir)
+        path = dataset.file(data_dir, name)
         dataset.check_channels(path, split, images, saved["channels"])
         if ((labels < 0) | (labels > 255)).any():  # the export holds bytes
             span = f"{labels.min()} to {labels.max()}, not 0 to 255"

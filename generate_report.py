@@ -163,7 +163,7 @@ def load_training_images(saved):
             f"{source}: these are not the images that the run was trained on. {trained_on}; give "
             "the folder of that file as --DATA_DIR"
         )
-    return images, labels, dataset.data_file(name, folder)
+    return images, labels, dataset.file(folder, name)
 
 
 def load_held_out(path, name, like):

@@ -136,7 +136,7 @@ def new_run(images, labels, info, device, constants, saved):
         model_args=model_args,
         recipe=checkpoint.describe_recipe(optimizers, [generator_loss, discriminator_loss]),
         machine=hardware.machine(device),
-        data_official=dataset.is_official(DATASET, dataset.data_file(DATASET, DATA_DIR)),
+        data_official=dataset.is_official(DATASET, dataset.file(DATA_DIR, DATASET)),
         info=info,
     )
     progress = Progress(

@@ -276,7 +276,7 @@ def resume(saved, run, progress, model, path):
     folder = path.parent
     if saved["data_sha256"] != run.data_sha256:
         name = run.settings["DATASET"]
-        path = dataset.data_file(name, run.settings["DATA_DIR"])
+        path = dataset.file(run.settings["DATA_DIR"], name)
         old = "the old file" if name in dataset.NAMES else "the images of then"
         raise UserError(
             f"{path} does not hold the images and labels that {folder} "

@@ -45,32 +45,32 @@ def title(data):
     return about(data)["python_class"]
 
 
-def check_name(name):
+def check_name(name, size=SIZE):
     """Return what a data set is called in the names of files and runs.
 
     name: that of a data set, or the path of your own images. Raises UserError, with the nearest
-    legal name, if it is neither.
+    legal name, if it is neither. size: pixels, height and width.
     """
     if name in NAMES:
         return name
     known = f"Known are {', '.join(NAMES)}."
     if own_images.is_path(name):
-        short = own_images.short_name(name, SIZE, known)
+        short = own_images.short_name(name, size, known)
         return f"own-{short}" if short.lower() in NAMES else short
     near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"DATASET={name}: {hint}{known} Or it is the path of your own images.")
 
 
-def data_file(name, folder):
+def file(folder, name, size=SIZE):
     """Return the path of a data set's file in a folder. name: as check_name returns it."""
-    return Path(folder) / (f"{name}.npz" if name in NAMES else f"{name}_{SIZE}.npz")
+    return Path(folder) / (f"{name}.npz" if name in NAMES else f"{name}_{size}.npz")
 
 
-def find_info(name, folder):
+def find_info(name, folder, size=SIZE):
     """Return what is known of a data set of which load has made sure that it is in a folder."""
-    name = check_name(name)
-    return INFO[name] if name in NAMES else own_images.describe(data_file(name, folder), name)
+    name = check_name(name, size)
+    return INFO[name] if name in NAMES else own_images.describe(file(folder, name, size), name)
 
 
 def load(name, split="train", folder="data", fraction=1.0, seed=0, trained_on=""):
@@ -87,7 +87,7 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, trained_on=""
     Raises UserError if there is no usable file and none can be made or downloaded.
     """
     given, name = name, name if trained_on else check_name(name)
-    path = data_file(name, folder)
+    path = file(folder, name)
     if trained_on:
         with files.reading(path):
             missing = not path.exists()
