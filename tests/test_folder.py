@@ -399,6 +399,24 @@ def test_rescale_window_and_monochrome1_are_obeyed(shipped):
     assert np.abs(255 - seen - inverted).max() <= 1
 
 
+def test_a_voi_lut_is_obeyed(shipped):
+    import pydicom
+
+    header = pydicom.dcmread(shipped / "CT_small.dcm")
+    values = header.pixel_array.astype(float)
+    del header.RescaleSlope, header.RescaleIntercept
+    table = pydicom.Dataset()
+    table.add_new("LUTDescriptor", "US", [4096, 0, 12])  # entries, first value, bits
+    table.add_new("LUTData", "US", list(range(4095, -1, -1)))
+    header.VOILUTSequence = [table]
+    header.WindowCenter, header.WindowWidth = 50, 400  # what a LUT goes before
+    Path("scans").mkdir()
+    header.save_as("scans/a.dcm")
+    seen, own_range = pictures.read_image(Path("scans/a.dcm"), 28)
+    wanted = Image.fromarray(((4095 - values) * 255 / 4095).astype(np.float32)).resize((28, 28), 4)
+    assert not own_range and np.abs(seen - np.asarray(wanted)).max() <= 1
+
+
 def test_a_folder_of_dicom_says_what_cannot_be_read(shipped, capsys):
     Path("scans").mkdir()
     for name in ("CT_small.dcm", "rtplan.dcm", "MR_truncated.dcm", "JPEGLSNearLossless_08.dcm"):
