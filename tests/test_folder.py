@@ -96,12 +96,13 @@ def test_what_is_no_image_is_passed_over_and_not_counted(capsys, tmp_path):
     for name in ("Thumbs.db", "labels.csv", ".hidden.png", "a.gif"):
         (root / name).write_bytes(b"no image")
     save("chest_xray/.cache/a.png")
+    save("chest_xray/train/loose.png")
     (root / "link.png").symlink_to(root.absolute() / "0.jpeg")
     Path("chest_xray/train/LINK").symlink_to(root.absolute())
     os.mkfifo(root / "pipe.png")
     assert len(load("chest_xray")[0]) == 4
     told = capsys.readouterr().out
-    assert "cannot be used" not in told and "8 images beside the folders" in told
+    assert "cannot be used" not in told and "9 images beside the folders" in told
     assert names("chest_xray") == ["NORMAL", "PNEUMONIA"]
 
 
@@ -172,8 +173,8 @@ def test_colour_is_kept_where_there_is_any(capsys):
 
 
 def test_other_kinds_of_pictures_are_read():
-    see_through = np.zeros((40, 40, 4), np.uint8)
-    see_through[:, :20] = 255  # the left half white, the right half transparent
+    see_through = np.full((40, 40, 4), 255, np.uint8)
+    see_through[:, 20:, 3] = 0  # white, the right half of it transparent
     save("scans/1.png", see_through)
     save("scans/2.png", np.eye(40) > 2)
     Image.fromarray(ramp()).convert("P").save("scans/3.png")
