@@ -51,7 +51,7 @@ def sized(name, size):
     return name if size == 28 else f"{name}_{size}"
 
 
-def file(folder, name, size):
+def file(folder, name, size=28):
     """Return the path of a data set's file in a folder. name: as check_name returns it."""
     return Path(folder) / f"{sized(name, size) if name in NAMES else f'{name}_{size}'}.npz"
 
@@ -60,7 +60,7 @@ def check_name(name, size=28):
     """Return what a data set is called in the names of files and runs.
 
     name: that of a data set, or the path of your own images. Raises UserError, with the nearest
-    legal name, if it is neither.
+    legal name, if it is neither. size: pixels, height and width.
     """
     if name in NAMES:
         return name

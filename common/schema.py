@@ -54,9 +54,8 @@ SETTINGS = Table(
     },
     others=VALUE,
 )
-NAME = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-)  # of your own images: it is part of file names
+# The name of your own images becomes part of the names of files.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LABEL = Text(r"[^\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}", "a label")
 INFO = Table(  # what is used of a table of medmnist.INFO
     {

@@ -96,12 +96,13 @@ def test_what_is_no_image_is_passed_over_and_not_counted(capsys, tmp_path):
     for name in ("Thumbs.db", "labels.csv", ".hidden.png", "a.gif"):
         (root / name).write_bytes(b"no image")
     save("chest_xray/.cache/a.png")
+    save("chest_xray/train/loose.png")
     (root / "link.png").symlink_to(root.absolute() / "0.jpeg")
     Path("chest_xray/train/LINK").symlink_to(root.absolute())
     os.mkfifo(root / "pipe.png")
     assert len(load("chest_xray")[0]) == 4
     told = capsys.readouterr().out
-    assert "cannot be used" not in told and "8 images beside the folders" in told
+    assert "cannot be used" not in told and "9 images beside the folders" in told
     assert names("chest_xray") == ["NORMAL", "PNEUMONIA"]
 
 
@@ -172,8 +173,8 @@ def test_colour_is_kept_where_there_is_any(capsys):
 
 
 def test_other_kinds_of_pictures_are_read():
-    see_through = np.zeros((40, 40, 4), np.uint8)
-    see_through[:, :20] = 255  # the left half white, the right half transparent
+    see_through = np.full((40, 40, 4), 255, np.uint8)
+    see_through[:, 20:, 3] = 0  # white, the right half of it transparent
     save("scans/1.png", see_through)
     save("scans/2.png", np.eye(40) > 2)
     Image.fromarray(ramp()).convert("P").save("scans/3.png")
@@ -397,6 +398,24 @@ def test_rescale_window_and_monochrome1_are_obeyed(shipped):
     header.save_as("scans/a.dcm")
     inverted = pictures.read_image(Path("scans/a.dcm"), 28)[0]
     assert np.abs(255 - seen - inverted).max() <= 1
+
+
+def test_a_voi_lut_is_obeyed(shipped):
+    import pydicom
+
+    header = pydicom.dcmread(shipped / "CT_small.dcm")
+    values = header.pixel_array.astype(float)
+    del header.RescaleSlope, header.RescaleIntercept
+    table = pydicom.Dataset()
+    table.add_new("LUTDescriptor", "US", [4096, 0, 12])  # entries, first value, bits
+    table.add_new("LUTData", "US", list(range(4095, -1, -1)))
+    header.VOILUTSequence = [table]
+    header.WindowCenter, header.WindowWidth = 50, 400  # what a LUT goes before
+    Path("scans").mkdir()
+    header.save_as("scans/a.dcm")
+    seen, own_range = pictures.read_image(Path("scans/a.dcm"), 28)
+    wanted = Image.fromarray(((4095 - values) * 255 / 4095).astype(np.float32)).resize((28, 28), 4)
+    assert not own_range and np.abs(seen - np.asarray(wanted)).max() <= 1
 
 
 def test_a_folder_of_dicom_says_what_cannot_be_read(shipped, capsys):
