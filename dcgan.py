@@ -3,8 +3,6 @@
 The generator draws an image from a latent vector; the discriminator says how real an image looks.
 """
 
-from itertools import pairwise
-
 import torch
 from torch import nn
 
@@ -111,7 +109,8 @@ class Discriminator(nn.Module):
             nn.LeakyReLU(0.2, inplace=True),
         )
         self.add_module(f"to_{half}", first)
-        for (larger, side), outputs in zip(pairwise((half, *smaller)), wider, strict=True):
+        larger = half
+        for side, outputs in zip(smaller, wider, strict=True):
             padding = 1 + larger % 2  # 7 pixels become 4, not 3
             stage = nn.Sequential(
                 nn.Conv2d(width, outputs, 4, stride=2, padding=padding, bias=False),
@@ -119,7 +118,7 @@ class Discriminator(nn.Module):
                 nn.LeakyReLU(0.2, inplace=True),
             )
             self.add_module(f"to_{side}", stage)
-            width = outputs
+            larger, width = side, outputs
         self.head = nn.Linear(width * 4 * 4, 1)
         self.embed = nn.Linear(labels, width * 4 * 4, bias=False) if labels else None
         self.texture = Texture(channels) if texture else None
