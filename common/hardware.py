@@ -7,8 +7,8 @@ from datetime import date
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
-from common import distributed
 from common.settings import UserError
 
 
@@ -28,11 +28,17 @@ def choose_device(name):
     return torch.device(name)
 
 
+def processes():
+    """Return the number of processes that train this run: 1, unless torchrun started more."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def describe(device):
     """Return the name of a device, for the start-up summary and reports."""
+    each = f"{processes()} processes, each on " if processes() > 1 else ""
     if device.type == "cuda":
-        return f"{distributed.describe()}cuda, {torch.cuda.get_device_name(device)}"
-    return f"{distributed.describe()}cpu, {torch.get_num_threads()} threads"
+        return f"{each}cuda, {torch.cuda.get_device_name(device)}"
+    return f"{each}cpu, {torch.get_num_threads()} threads"
 
 
 def cpu_name():
