@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from common import checkpoint, files, metrics, runs, startup
+from common.hardware import processes
 from common.settings import UserError
 
 # What the first process does for all; in the others these functions do nothing.
@@ -78,7 +79,7 @@ def join(store, rank, n, constants):
         )
     backend = "gloo"
     if constants["DEVICE"] != "cpu" and torch.cuda.is_available():
-        gpu, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        gpu, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_processes()
         if gpu >= gpus:
             started = os.environ["LOCAL_WORLD_SIZE"]
             raise UserError(
@@ -119,13 +120,8 @@ def others():
         ) from None
 
 
-def count():
-    """Return the number of processes that train this run."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def is_first():
-    return count() == 1 or dist.get_rank() == 0
+    return processes() == 1 or dist.get_rank() == 0
 
 
 def lock(folder):
@@ -135,19 +131,19 @@ def lock(folder):
 
 def command():
     """Return what a script of this run was started with, up to its name."""
-    if count() == 1:
+    if processes() == 1:
         return "python"
     return f"torchrun --nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"
 
 
 def part(rows):
     """Return the part of this process of a whole step: (B, ...) -> (B / processes, ...)."""
-    return rows.chunk(count())[dist.get_rank()] if count() > 1 else rows
+    return rows.chunk(processes())[dist.get_rank()] if processes() > 1 else rows
 
 
 def randn(n, *size, device):
     """torch.randn for the n rows of this process, its part of what all of them draw alike."""
-    return part(torch.randn(n * count(), *size, device=device))
+    return part(torch.randn(n * processes(), *size, device=device))
 
 
 def average_gradients(network):
@@ -164,12 +160,12 @@ def average_statistics(statistics, *networks):
 
 def average(tensors):
     """Average float tensors over the processes, in place, by one all_reduce for all of them."""
-    if count() == 1:
+    if processes() == 1:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     with others():
         dist.all_reduce(flat)
-    pieces = flat.div_(count()).split([tensor.numel() for tensor in tensors])
+    pieces = flat.div_(processes()).split([tensor.numel() for tensor in tensors])
     for tensor, piece in zip(tensors, pieces, strict=True):
         tensor.copy_(piece.view_as(tensor))
 
@@ -179,7 +175,7 @@ def agree(signals):
 
     signals: of this process, as startup.catch_signals yields.
     """
-    if count() == 1:
+    if processes() == 1:
         return signals
     save, stop = signals.save, signals.stop or 0
     if save:  # not otherwise: a signal may have come since

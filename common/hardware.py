@@ -29,10 +29,14 @@ def choose_device(name):
     return torch.device(name)
 
 
+def processes():
+    """Return the number of processes that train this run: 1, unless torchrun started more."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def describe(device):
     """Return the name of a device, for the start-up summary and reports."""
-    several = dist.is_available() and dist.is_initialized()  # under torchrun
-    each = f"{dist.get_world_size()} processes, each on " if several else ""
+    each = f"{processes()} processes, each on " if processes() > 1 else ""
     if device.type == "cuda":
         return f"{each}cuda, {torch.cuda.get_device_name(device)}"
     return f"{each}cpu, {torch.get_num_threads()} threads"
