@@ -120,10 +120,10 @@ def new_run(images, labels, info, device, constants, saved):
     """
     dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
     dtype = hardware.choose_dtype(dtype, device)
-    shape = images.shape[1], labels.shape[1], SIZE
+    shape = images.shape[1], labels.shape[1]
     model_args = {
-        "generator": checkpoint.constructor_args(Generator, LATENT_DIM, *shape),
-        "discriminator": checkpoint.constructor_args(Discriminator, *shape),
+        "generator": checkpoint.constructor_args(Generator, LATENT_DIM, *shape, size=SIZE),
+        "discriminator": checkpoint.constructor_args(Discriminator, *shape, size=SIZE),
     }
     if saved:  # a run keeps its architecture when the defaults of dcgan.py change
         model_args = saved["model_args"]

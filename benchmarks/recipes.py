@@ -29,9 +29,10 @@ def model_args(channels, n_labels, size=28):
     from common.checkpoint import constructor_args
     from dcgan import Discriminator, Generator
 
+    latent_dim = train_model.LATENT_DIM
     return {
-        "generator": constructor_args(Generator, train_model.LATENT_DIM, channels, n_labels, size),
-        "discriminator": constructor_args(Discriminator, channels, n_labels, size),
+        "generator": constructor_args(Generator, latent_dim, channels, n_labels, size=size),
+        "discriminator": constructor_args(Discriminator, channels, n_labels, size=size),
     }
 
 

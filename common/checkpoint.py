@@ -32,9 +32,13 @@ from dcgan import Discriminator, Generator
 __all__ = ["CHECKPOINT", "SNAPSHOT", "Model", "Progress", "Run"]  # from schema.py, for the scripts
 
 
-def constructor_args(network, *given):
-    """Return all arguments that a class is constructed with, {name: value}, defaults included."""
-    bound = inspect.signature(network).bind(*given)
+def constructor_args(network, *given, size=28):
+    """Return all arguments that a class is constructed with, {name: value}, defaults included.
+
+    size: given to classes that have it; one of your own can be for images of one size.
+    """
+    signature = inspect.signature(network)
+    bound = signature.bind(*given, **({"size": size} if "size" in signature.parameters else {}))
     bound.apply_defaults()
     return dict(bound.arguments)
 

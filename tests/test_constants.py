@@ -178,8 +178,8 @@ def test_what_trains_is_resumed_and_reported(run, small, tmp_path):
     edited("train_model.py", edit, tmp_path)
     script = tmp_path / "train_model.py"
     script.write_bytes(b"\xef\xbb\xbf" + script.read_bytes())
-    own = "\nN_CRITIC = 2  # mine [1 to 5]\nNOTE = 'a try'\nLOUD = True\n\ndef main"
-    script.write_text(script.read_text().replace("\ndef main", own, 1))
+    own = "\nN_CRITIC = 2  # mine [1 to 5]\nNOTE = 'a try'\nLOUD = True\n\nMAY_CHANGE"
+    script.write_text(script.read_text().replace("\nMAY_CHANGE", own, 1))
     small += ["--METRIC_IMAGES=0"]
     assert run(str(script), *small, "--EPOCHS=1").status == 0
     resumed = run(str(script), *small, "--EPOCHS=2")

@@ -52,6 +52,15 @@ def real_64_dir():
 # The networks.
 
 
+def test_a_network_of_ones_own_need_not_have_sizes():
+    def network(latent_dim, channels, labels, depth=3):
+        pass
+
+    given = {"latent_dim": 100, "channels": 1, "labels": 0, "depth": 3}
+    assert checkpoint.constructor_args(network, 100, 1, 0, size=64) == given
+    assert checkpoint.constructor_args(Generator, size=64)["size"] == 64
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_maps_double_from_4_pixels_to_the_size_and_back(size):
     assert sides(size) == SIDES[size]
