@@ -1,7 +1,7 @@
 """Train a DCGAN on the images of a MedMNIST data set, ChestMNIST at 28x28 pixels by default.
 
     python train_model.py                                  train on ChestMNIST
-    python train_model.py --DATASET=phantom --EPOCHS=5     a first try, without a network
+    python train_model.py --DATASET=phantom --EPOCHS=10    a first try, without a network
     python train_model.py                                  the same again: resume where it stopped
 
 Every constant below can be changed here or on the command line.

@@ -39,7 +39,8 @@ def describe(device):
     each = f"{processes()} processes, each on " if processes() > 1 else ""
     if device.type == "cuda":
         return f"{each}cuda, {torch.cuda.get_device_name(device)}"
-    return f"{each}cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{each}cpu, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def free_memory():

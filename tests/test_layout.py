@@ -54,7 +54,7 @@ def test_the_scripts_start_from_any_working_directory_and_on_a_safe_path(start, 
 
 
 def test_the_readmes_snippet_draws_images(train):
-    train("--EPOCHS=5", "--METRIC_IMAGES=0")  # the run that the README's first command makes
+    train("--EPOCHS=10", "--METRIC_IMAGES=0")  # the run that the README's first command makes
     snippet = re.search(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)[1]
     assert "load_generator" in snippet
     names = {}
@@ -64,7 +64,7 @@ def test_the_readmes_snippet_draws_images(train):
 
 
 def test_the_snippet_on_few_labels_fits_a_classifier(train, phantom_dir, capsys):
-    train("--EPOCHS=5", "--METRIC_IMAGES=0")
+    train("--EPOCHS=10", "--METRIC_IMAGES=0")
     os.symlink(phantom_dir, "data")
     snippets = re.findall(r"```python\n(.*?)```", (REPO / "docs/FILES.md").read_text(), re.DOTALL)
     (snippet,) = [snippet for snippet in snippets if "LogisticRegression" in snippet]
