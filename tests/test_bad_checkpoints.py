@@ -459,7 +459,7 @@ def test_a_layer_without_a_gradient_is_resumed(run, small, monkeypatch):
     init = dcgan.Discriminator.__init__
 
     def init_with_a_layer_too_many(self, channels=1, labels=0, widths=(4, 4, 8)):
-        init(self, channels, labels, widths)
+        init(self, channels, labels, widths=widths)
         self.forgotten = torch.nn.Linear(3, 3)
 
     monkeypatch.setattr(dcgan.Discriminator, "__init__", init_with_a_layer_too_many)

@@ -312,7 +312,7 @@ def test_a_few_colour_images_without_held_out_ones_get_a_page(run, tmp_path, mon
     Path("data").mkdir()
     np.savez("data/bloodmnist.npz", **arrays)
     run("train_model.py", "--DATASET=bloodmnist", "--EPOCHS=1", "--METRIC_IMAGES=0")
-    result = run("generate_report.py")
+    result = run("generate_report.py", "--N_SYNTHETIC=200")
     assert result.status == 0, result.text
     page = Page("images/bloodmnist/report.html")
     assert "neither a test nor a validation split" in page.text
