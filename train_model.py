@@ -120,13 +120,8 @@ def new_run(images, labels, info, device, constants, saved):
     """
     dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
     dtype = hardware.choose_dtype(dtype, device)
-    shape = images.shape[1], labels.shape[1]
-    model_args = {
-        "generator": checkpoint.constructor_args(Generator, LATENT_DIM, *shape, size=SIZE),
-        "discriminator": checkpoint.constructor_args(Discriminator, *shape, size=SIZE),
-    }
-    if saved:  # a run keeps its architecture when the defaults of dcgan.py change
-        model_args = saved["model_args"]
+    # A run keeps its architecture when the defaults of dcgan.py change.
+    model_args = saved["model_args"] if saved else network_args(images.shape[1], labels.shape[1])
     model = build(model_args, device)
     optimizers = {"optimizer_g": model.optimizer_g, "optimizer_d": model.optimizer_d}
     run = Run(
@@ -146,6 +141,15 @@ def new_run(images, labels, info, device, constants, saved):
         running_sums=torch.zeros(len(status.STATISTICS), device=device),
     )
     return run, progress, model
+
+
+def network_args(channels, n_labels):
+    """Return the constructor arguments of both networks of a new run, {name: {argument: value}}."""
+    shape = channels, n_labels
+    return {
+        "generator": checkpoint.constructor_args(Generator, LATENT_DIM, *shape, size=SIZE),
+        "discriminator": checkpoint.constructor_args(Discriminator, *shape, size=SIZE),
+    }
 
 
 def build(model_args, device):

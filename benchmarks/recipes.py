@@ -23,19 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.settings import UserError
 
 
-def model_args(channels, n_labels, size=28):
-    """Return the constructor arguments that train_model.py gives to its networks."""
-    import train_model
-    from common.checkpoint import constructor_args
-    from dcgan import Discriminator, Generator
-
-    latent_dim = train_model.LATENT_DIM
-    return {
-        "generator": constructor_args(Generator, latent_dim, channels, n_labels, size=size),
-        "discriminator": constructor_args(Discriminator, channels, n_labels, size=size),
-    }
-
-
 def ours(images, device, seed):
     """The recipe of train_model.py. Returns both networks, too, by name, as "networks"."""
     import torch
@@ -47,7 +34,7 @@ def ours(images, device, seed):
     device = torch.device(device)
     dtype = hardware.choose_dtype("auto", device)
     batch, half_life = train_model.BATCH_SIZE, train_model.EMA_HALF_LIFE
-    model = train_model.build(model_args(1, 0, images.shape[-1]), device)
+    model = train_model.build(train_model.network_args(1, 0), device)
     networks = {"generator": model.generator, "discriminator": model.discriminator}
     no_labels = torch.zeros(batch, 0, device=device)
     images = torch.from_numpy(images)[:, None].to(device)

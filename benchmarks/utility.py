@@ -32,7 +32,6 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare
-import recipes
 
 import train_model
 from common import checkpoint, dataset, ema, files, hardware, metrics, sampling, settings
@@ -189,7 +188,7 @@ def train_gan(real, n, seed, dtype, out):
     images, labels = real
     vectors = dataset.encode_labels(DATASET, labels[:, None])
     path = out / f"generator_{n}_{seed}.pt"
-    model_args = recipes.model_args(images.shape[1], vectors.shape[1])
+    model_args = train_model.network_args(images.shape[1], vectors.shape[1])
     if not path.exists():
         torch.manual_seed(seed)
         model = train_model.build(model_args, torch.device("cpu"))
