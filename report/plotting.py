@@ -10,6 +10,8 @@ tqdm.write, which does not break the progress bar.
 import base64
 import contextlib
 import io
+import math
+import textwrap
 
 import imageio.v3 as imageio
 import matplotlib
@@ -28,6 +30,7 @@ GAP = 1  # image pixels between tiles
 DPI = 300  # of curves in PNG files, and as stated in pictures of tiles
 PAGE_WIDTH, PHONE_WIDTH, PAPER_WIDTH = 950, 350, 640  # CSS pixels for pictures
 CURVE_WIDTH = 5.6  # inches; letters stay legible in a column of a paper
+TITLE_LETTERS = 60  # in a line of that width
 
 INK, BLUE, VERMILION, GREEN = "#1d2127", "#0072b2", "#d55e00", "#009e73"
 # The same on a dark screen. Colour-blind readers can tell them apart too (Okabe and Ito).
@@ -82,13 +85,15 @@ def compose(heading, cells, columns, scale, below=False):
     rows = -(-len(cells) // columns)
     columns = min(columns, len(cells))
     total_height = top + rows * (height + caption + margin // 2) + margin // 2
-    total_width = max(columns * (width + margin) + margin, round(480 * unit))  # for the heading
-
     dpi = 100 * unit
-    figure = Figure((total_width / dpi, total_height / dpi), dpi=dpi, facecolor="white")
+    figure = Figure(dpi=dpi, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    corner = (margin / total_width, 1 - margin / total_height)
-    figure.text(*corner, heading, fontsize=12, va="top", linespacing=1.5)
+    title = figure.text(0, 0, heading, fontsize=12, va="top", linespacing=1.5)
+    letters = title.get_window_extent(canvas.get_renderer()).width
+    heading_width = max(round(480 * unit), 2 * margin + math.ceil(letters))
+    total_width = max(columns * (width + margin) + margin, heading_width)
+    figure.set_size_inches(total_width / dpi, total_height / dpi)
+    title.set_position((margin / total_width, 1 - margin / total_height))
     places = []
     for number, (text, _) in enumerate(cells):
         x = margin + number % columns * (width + margin)
@@ -179,18 +184,24 @@ def over_epochs(title):
     """Return a figure and its two axes, one above the other, that share the epochs."""
     figure = Figure((CURVE_WIDTH, 5.2))
     axes = figure.subplots(2, 1, sharex=True)
-    axes[0].set_title(title, pad=24)  # room for the legend below it
+    set_title(axes[0], title)
     axes[1].set_xlabel("epoch")
     whole = MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)  # 1: of a single epoch
     axes[1].xaxis.set_major_locator(whole)
     return figure, axes
 
 
+def set_title(axes, title):
+    """Write a title in lines that fit, with room for the legend below it."""
+    lines = (textwrap.fill(line, TITLE_LETTERS) for line in title.split("\n"))
+    axes.set_title("\n".join(lines), pad=24)
+
+
 def one_plot(title):
     """Return a figure and its only axes."""
     figure = Figure((CURVE_WIDTH, 3))
     axes = figure.subplots()
-    axes.set_title(title, pad=24)  # room for the legend below it
+    set_title(axes, title)
     return figure, axes
 
 

@@ -188,3 +188,20 @@ def test_the_grid_of_an_epoch_shows_what_its_generator_draws(run, train):
     generator = checkpoint.load_generator("models/phantom/generator_epoch_0001.pt")
     for image in sampling.draw(generator, latents)[::9]:
         assert times_shown(image, grid) == 1
+
+
+def test_a_long_heading_is_not_cut_off():
+    tile = plotting.tile(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), 1)
+    for letters in (20, 60, 200):
+        picture = plotting.compose("W" * letters, [("", tile)], 1, scale=3)
+        dark = (picture.max(axis=2) < 200)[:30].any(axis=0).nonzero()[0]
+        assert len(dark) > 5 * letters and dark[-1] < picture.shape[1] - 10
+
+
+@pytest.mark.parametrize("letters", [20, 60, 200])
+def test_a_long_title_of_curves_is_not_cut_off(letters):
+    with plotting.style(plotting.STYLE):
+        figure, axes = plotting.one_plot("word " * (letters // 5))
+        figure.draw_without_rendering()
+        edges = axes._left_title.get_window_extent()
+    assert edges.x0 > 0 and edges.x1 < figure.bbox.width and edges.y1 < figure.bbox.height
