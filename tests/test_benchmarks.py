@@ -115,9 +115,10 @@ def test_counts_of_both_networks_are_all_there_is_in_a_step():
 
 
 def test_scaling_tells_what_a_number_of_images_costs(benchmark):
-    result = benchmark("scaling.py", "--SIZES=192", "--REPEATS=1")
+    result = benchmark("scaling.py", "--SIZES=192", "--PIXELS=64,28", "--REPEATS=1")
     assert result.returncode == 0, result.stderr
-    header, _, line = result.stdout.splitlines()[:3]
+    header, _, larger, line = result.stdout.splitlines()[:4]
+    assert larger.startswith("| 192 | 64 | 3 |")
     row = dict(zip(header.strip("| ").split(" | "), line.strip("| ").split(" | "), strict=True))
     assert row["images"] == "192" and row["steps"] == "3"
     assert 0 < float(row["after imports"]) < float(row["s to first step"])

@@ -1,0 +1,534 @@
+"""Few labels: what does a DCGAN that saw all images without labels add to a classifier?
+
+    python benchmarks/low_data.py                   everything; the same again resumes and prints
+    python benchmarks/low_data.py --ROWS="D fine-tuned, augmented" --SIZES=20
+
+For several N, N real training images have labels and all others have none. Each row is a way to
+make a classifier of them; it is tested by its area under the ROC curve (AUC) on the real test
+images. All rows get the same draws of N images. What a row can choose (regularisation, learning
+rate, strength of augmentation) is tuned once, on the validation images, with other draws of TUNE_AT
+images. Intervals are 95 % of a bootstrap over test images and draws, paired with REFERENCE.
+
+The scores of each row, N and draw are a file in OUT/scores: finished ones are not repeated, and two
+processes with different ROWS can share OUT. For data sets of grey 28x28 images and two classes.
+
+Every constant below can be changed here or on the command line.
+"""
+
+import json
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import classifiers
+import compare
+import corruptions
+
+import train_model
+from common import checkpoint, dataset, ema, files, hardware, metrics, sampling, settings
+from common.settings import UserError
+from dcgan import Discriminator
+
+# --- Data ---
+DATASET = "pneumoniamnist"  # with two classes ["pneumoniamnist", "breastmnist"]
+DATA_DIR = "data"  # folder of the .npz files
+SIZES = "10,20,50,200,1000,all"  # N: labelled images, with the class frequencies of all of them
+DRAWS = 10  # of N images, where N is at most 50 [2 to 1000]
+DRAWS_ABOVE = 5  # of N images, above; at all, only the seed differs [2 to 1000]
+ROWS = "all"  # or names from below, separated by semicolons
+
+# --- DCGANs ---
+EPOCHS = 50  # of the DCGAN that sees all images without labels [1 to 100000]
+GAN_STEPS = 600  # of a conditional DCGAN on N images alone, from new weights [1 to 1000000]
+LABEL_STEPS = 300  # of the DCGAN of all images, made conditional, on pseudo-labels [1 to 1000000]
+SYNTHETIC = 5000  # images drawn from one of them [64 to 100000]
+
+# --- Classifiers ---
+STEPS = 600  # training steps of a network [4 to 1000000]
+BATCH_SIZE = 64  # images of a step [4 to 4096]
+CONTRASTIVE_BATCH = 256  # images of a step of SimCLR [4 to 4096]
+TUNE_AT = 50  # labelled images for tuning [10 to 1000]
+TUNE_DRAWS = 2  # of them [1 to 100]
+
+# --- Tables ---
+IDEAS_AT = "20,200"  # N for the rows in IDEAS
+CORRUPTED_AT = "200,all"  # N for the rows in CORRUPTED
+BOOTSTRAP = 1000  # samples for an interval [100 to 100000]
+
+# --- Files ---
+OUT = "images/benchmarks/low_data"  # folder of the DCGANs and the scores
+
+# Logistic regression on these inputs.
+LINEAR = ["pixels", "principal components", "random D", "trained D", "SimCLR"]
+LINEAR = [f"{inputs}, linear" for inputs in LINEAR]
+# Networks, and whether their images are augmented. "D's shape" is the discriminator with one linear
+# layer for the classes, from new weights; fine-tuned ones begin with those of training or SimCLR.
+NETWORKS = {
+    "small network, augmented": True,
+    "D's shape": False,
+    "D's shape, augmented": True,
+    "D fine-tuned, augmented": True,
+    "SimCLR fine-tuned, augmented": True,
+}
+REFERENCE = "D's shape, augmented"  # what each row is compared with, and IDEAS are built upon
+# REFERENCE with half of each batch synthetic, from a DCGAN that learned the labels of the N images
+# alone, or also the pseudo-labels that "trained D, linear" gives all others.
+SYNTHETIC_ROWS = ["+ synthetic, DCGAN of the N", "+ synthetic, DCGAN of all, pseudo-labels"]
+IDEAS = [
+    "+ synthetic, pseudo-labels, classes balanced",
+    "+ synthetic without labels, consistency",
+    "+ real without labels, consistency",
+    "+ synthetic as a class of its own",
+    "+ synthetic without labels, labelled by trained D, linear",
+    "+ real without labels, labelled by trained D, linear",
+    "mean of trained D, linear, and D fine-tuned",
+]
+CORRUPTED = ["D's shape", REFERENCE, SYNTHETIC_ROWS[1], "D fine-tuned, augmented"]
+ALL_ROWS = [*LINEAR, *NETWORKS, *SYNTHETIC_ROWS, *IDEAS]
+
+REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
+STRENGTHS = (0.5, 1.0, 2.0)  # of the augmentation
+LEARNING_RATES = (3e-4, 1e-3)  # of Adam
+
+
+def main(constants):
+    """Measure what OUT does not hold yet, then print the tables."""
+    out = files.make_folder(OUT)
+    images, labels = {}, {}
+    for split in ("train", "val", "test"):
+        images[split], vectors, _ = dataset.load(DATASET, split, DATA_DIR)
+        labels[split] = vectors[:, 0]
+    sizes, rows = read_sizes(len(images["train"])), ROWS.split(";")
+    rows = ALL_ROWS if ROWS == "all" else [name.strip() for name in rows]
+    if unknown := [name for name in rows if name not in ALL_ROWS]:
+        raise UserError(f"ROWS: there is no {unknown[0]!r}; legal are {'; '.join(ALL_ROWS)}")
+    keep_settings(out, constants)
+    dtype = hardware.choose_dtype("auto", classifiers.CPU)
+    tools = {"images": images, "labels": labels, "dtype": dtype, "out": out}
+    tools |= prepare(tools)
+    tools["tuned"] = {name: tune(name, tools) for name in [*LINEAR, *NETWORKS]}
+    for row in rows:
+        for n in sizes:
+            if wanted(row, n, len(labels["train"])):
+                for draw in range(draws(n)):
+                    measure(row, n, draw, tools)
+    print_tables(sizes, labels["test"].numpy(), out)
+    print(f"\n{compare.machine(classifiers.CPU)}, {dtype}.\n\n    python {shlex.join(sys.argv)}")
+
+
+def read_sizes(n_train):
+    """Return the numbers in SIZES. Raises UserError unless all are from 10 to n_train."""
+    words = [n_train if word.strip() == "all" else word.strip() for word in SIZES.split(",")]
+    if not all(str(word).isdecimal() and 10 <= int(word) <= n_train for word in words):
+        raise UserError(
+            f"SIZES={SIZES}: legal are numbers from 10 to {n_train}, the training images, and "
+            "the word all, separated by commas"
+        )
+    return [int(word) for word in words]
+
+
+def draws(n):
+    return DRAWS if n <= 50 else DRAWS_ABOVE
+
+
+def wanted(row, n, n_train):
+    """Whether a row is measured at N."""
+    if row == SYNTHETIC_ROWS[0]:
+        return n < n_train  # at all, both rows are the same
+    return row not in IDEAS or named(n, IDEAS_AT, n_train)
+
+
+def named(n, sizes, n_train):
+    return ("all" if n == n_train else str(n)) in sizes.split(",")
+
+
+def keep_settings(out, constants):
+    """Write what the scores depend on into OUT. Raises UserError if it holds those of others."""
+    free = ("OUT", "DATA_DIR", "ROWS", "SIZES", "DRAWS", "DRAWS_ABOVE", "IDEAS_AT", "BOOTSTRAP")
+    current = {key: value for key, value in constants.items() if key not in free}
+    for key in ("BATCH_SIZE", "LATENT_DIM", "LEARNING_RATE", "BETA1", "EMA_HALF_LIFE"):
+        current[f"train_model.{key}"] = getattr(train_model, key)
+    path = out / "settings.json"
+    if path.exists() and json.loads(path.read_text()) != current:
+        raise UserError(f"{out} was measured with other settings. Choose another OUT.")
+    write_json(path, current)
+
+
+def write_json(path, content):
+    with files.atomic_write(path) as file:
+        file.write(json.dumps(content, indent=1).encode())
+
+
+def prepare(tools):
+    """Train the DCGAN and the contrastive network on all images without labels, unless it is done.
+
+    Returns the DCGAN's checkpoint, the discriminators by name, and the inputs of the logistic
+    regressions, {kind: {split: (N, D)}}, each of which has mean 0 and variance 1 in training.
+    """
+    images, out, dtype = tools["images"], tools["out"], tools["dtype"]
+    path = out / "models" / "unlabelled" / "checkpoint.pt"
+    seconds_file = out / "dcgan.json"
+    if not seconds_file.exists():
+        begin = time.process_time()
+        arguments = {"DATASET": DATASET, "DATA_DIR": DATA_DIR, "EPOCHS": EPOCHS}
+        arguments |= {"MODELS_DIR": out / "models", "IMAGES_DIR": out, "RUN_NAME": "unlabelled"}
+        arguments |= {"SNAPSHOT_EPOCHS": EPOCHS, "METRIC_IMAGES": 0, "DEVICE": "cpu"}
+        arguments = [f"--{name}={value}" for name, value in arguments.items()]
+        train_model.main(settings.override(vars(train_model), arguments))
+        write_json(seconds_file, {"seconds": time.process_time() - begin})
+    saved = checkpoint.load(path, checkpoint.CHECKPOINT)
+    trained = checkpoint.rebuild_discriminator(saved, path)
+    torch.manual_seed(0)
+    encoders = {"random D": Discriminator(), "trained D": trained, "SimCLR": Discriminator()}
+    contrastive = out / "simclr.pt"
+    if not contrastive.exists():
+        seconds = json.loads(seconds_file.read_text())["seconds"]
+        found = encoders["SimCLR"], images["train"], seconds, CONTRASTIVE_BATCH, dtype
+        network, steps = classifiers.simclr(*found)
+        print(f"SimCLR: {steps:,} steps in {seconds:.0f} s of CPU time, as long as the DCGAN")
+        checkpoint.save(contrastive, network.state_dict())
+    encoders["SimCLR"].load_state_dict(torch.load(contrastive, weights_only=True))
+    mean, basis = metrics.fit_features(images["train"])
+    of = {
+        "pixels": lambda x: dataset.to_network(x).flatten(1),
+        "principal components": lambda x: metrics.features(x, mean, basis),
+    }
+    for name, encoder in encoders.items():
+        classifiers.measure_bn(encoder, images["train"])
+        of[name] = lambda x, encoder=encoder: classifiers.features(encoder, x)
+    inputs = {}
+    for name, function in of.items():
+        found = {split: function(images[split]).double().numpy() for split in images}
+        middle, spread = found["train"].mean(0), found["train"].std(0) + 1e-6
+        scaled = {split: (x - middle) / spread for split, x in found.items()}
+        inputs[f"{name}, linear"] = scaled
+    return {"saved": saved, "encoders": encoders, "inputs": inputs}
+
+
+def tune(name, tools):
+    """Return the best choice for a row on the validation images, a list, from OUT if it is there.
+
+    For logistic regressions it is [C], for networks [strength of augmentation, learning rate].
+    """
+    path = tools["out"] / "tuned" / f"{slug(name)}.json"
+    if not path.exists():
+        if name in LINEAR:
+            choices = [[c] for c in REGULARISATIONS]
+        else:
+            strengths = STRENGTHS if NETWORKS[name] else (0.0,)
+            choices = [[strength, rate] for strength in strengths for rate in LEARNING_RATES]
+        truth, means = tools["labels"]["val"].numpy(), []
+        for choice in choices:
+            aucs = []
+            for draw in range(1000, 1000 + TUNE_DRAWS):
+                chosen = choose(tools["labels"]["train"], TUNE_AT, draw)
+                if name in LINEAR:
+                    scores = fit_linear(name, chosen, choice, tools)[0]["val"]
+                else:
+                    network = fit_network(name, chosen, draw, choice, tools)
+                    scores = classifiers.score(network, tools["images"]["val"])
+                aucs.append(roc_auc_score(truth, scores))
+            means.append(float(np.mean(aucs)))
+        found = ", ".join(f"{c}: {auc:.3f}" for c, auc in zip(choices, means, strict=True))
+        print(f"tuned {name}: validation AUC {found}")
+        files.make_folder(path.parent)
+        write_json(path, {"best": choices[int(np.argmax(means))], "tried": choices, "auc": means})
+    return json.loads(path.read_text())["best"]
+
+
+def choose(labels, n, seed):
+    """Return the indices of n random images, classes as frequent as in all, at least 2 of each."""
+    random = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label in labels.unique():
+        of_class = (labels == label).nonzero().squeeze(1)
+        count = max(2, round(n * len(of_class) / len(labels)))
+        chosen.append(of_class[torch.randperm(len(of_class), generator=random)[:count]])
+    return torch.cat(chosen)
+
+
+def slug(name):
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def score_file(out, row, n, draw):
+    return out / "scores" / f"{slug(row)}-{n}-{draw}.npy"
+
+
+def measure(row, n, draw, tools):
+    """Write the scores of the test images, float32 (1, M), unless they are there.
+
+    Where a row is tested on corrupted images as well, (1 + 13 kinds x 5 severities, M).
+    """
+    path = score_file(tools["out"], row, n, draw)
+    if path.exists():
+        return
+    begin = time.monotonic()
+    images, labels = tools["images"], tools["labels"]
+    chosen = choose(labels["train"], n, draw)
+    if row in LINEAR:
+        scores = fit_linear(row, chosen, tools["tuned"][row], tools)[0]["test"][None]
+    elif row == IDEAS[-1]:
+        parts = ("trained D, linear", "D fine-tuned, augmented")
+        for part in parts:
+            measure(part, n, draw, tools)
+        scores = sum(np.load(score_file(tools["out"], part, n, draw))[:1] for part in parts) / 2
+    else:
+        if row in NETWORKS:
+            network = fit_network(row, chosen, draw, tools["tuned"][row], tools)
+        else:
+            network = fit_mixed(row, chosen, n, draw, tools)
+        tests = [images["test"]]
+        if row in CORRUPTED and named(n, CORRUPTED_AT, len(labels["train"])):
+            tests += [
+                corruptions.corrupt(images["test"], kind, severity)
+                for kind in corruptions.STRENGTHS
+                for severity in range(1, corruptions.SEVERITIES + 1)
+            ]
+        scores = np.stack([classifiers.score(network, test) for test in tests])
+    files.make_folder(path.parent)
+    with files.atomic_write(path) as file:
+        np.save(file, scores.astype(np.float32))
+    auc = roc_auc_score(labels["test"].numpy(), scores[0])
+    print(f"N {n}, {row}, draw {draw}: AUC {auc:.3f}, {time.monotonic() - begin:.0f} s")
+
+
+def fit_linear(row, chosen, choice, tools):
+    """Return the probabilities of class 1 of all images, {split: (N,)}, and of being unsure."""
+    inputs = tools["inputs"][row]
+    labels = tools["labels"]["train"][chosen].numpy()
+    model = classifiers.fit_linear(inputs["train"][chosen.numpy()], labels, choice[0])
+    return {split: model.predict_proba(x)[:, 1] for split, x in inputs.items()}, model
+
+
+def fit_network(row, chosen, draw, choice, tools):
+    """Train a network in NETWORKS on the chosen images alone."""
+    images, labels = tools["images"]["train"][chosen], tools["labels"]["train"][chosen]
+    strength, rate = choice
+    loss = classifiers.supervised((images, labels, BATCH_SIZE), strength=strength)
+    network = new_network(row, draw, tools)
+    return classifiers.train(network, loss, STEPS, rate, tools["dtype"])
+
+
+def new_network(row, draw, tools, classes=2):
+    torch.manual_seed(draw)
+    if row.startswith("small network"):
+        return classifiers.SmallNetwork(classes)
+    begin_with = {"D fine-tuned": "trained D", "SimCLR fine-tuned": "SimCLR"}
+    encoder = tools["encoders"].get(begin_with.get(row.split(",")[0]))
+    return classifiers.OnFeatures(encoder or Discriminator(), classes)
+
+
+def fit_mixed(row, chosen, n, draw, tools):
+    """Train REFERENCE's network on the chosen images and on others, as the row says."""
+    images, labels = tools["images"]["train"], tools["labels"]["train"]
+    real = images[chosen], labels[chosen]
+    strength, rate = tools["tuned"][REFERENCE]
+    half, classes = BATCH_SIZE // 2, 2
+    if row in (*SYNTHETIC_ROWS, IDEAS[0]):
+        generator = conditional_gan(chosen, n, draw, row == SYNTHETIC_ROWS[0], tools)
+        more = draw_labelled(generator, real[1], draw, balanced=row == IDEAS[0])
+    elif row in (IDEAS[2], IDEAS[5]):
+        more = images, pseudo_labels(images, chosen, tools)
+    else:
+        generator = checkpoint.rebuild_generator(tools["saved"], "the DCGAN of all images")
+        drawn = sampling.sample(generator, {}, SYNTHETIC, seed=draw)
+        more = drawn, pseudo_labels(drawn, chosen, tools)
+    if row in (IDEAS[1], IDEAS[2]):
+        loss = classifiers.consistent(*real, more[0], half, strength)
+    else:
+        if row == IDEAS[3]:
+            classes, more = 3, (more[0], torch.full((len(more[0]),), 2))
+        loss = classifiers.supervised((*real, half), (*more, half), strength=strength)
+    network = new_network(REFERENCE, draw, tools, classes)
+    return classifiers.train(network, loss, STEPS, rate, tools["dtype"])
+
+
+def pseudo_labels(images, chosen, tools):
+    """Return the class that "trained D, linear" finds in images, and the true one of the chosen."""
+    row = "trained D, linear"
+    labels, train_images = tools["labels"]["train"], tools["images"]["train"]
+    if images is train_images:
+        scores = fit_linear(row, chosen, tools["tuned"][row], tools)[0]["train"]
+        found = torch.from_numpy(scores > 0.5).long()
+        found[chosen] = labels[chosen]
+        return found
+    encoder = tools["encoders"]["trained D"]
+    known = classifiers.features(encoder, train_images).double()
+    middle, spread = known.mean(0), known.std(0, correction=0) + 1e-6
+    inputs = (classifiers.features(encoder, images).double() - middle) / spread
+    model = fit_linear(row, chosen, tools["tuned"][row], tools)[1]
+    return torch.from_numpy(model.predict(inputs.numpy())).long()
+
+
+def conditional_gan(chosen, n, draw, alone, tools):
+    """Return a generator that learned the labels of the chosen images.
+
+    alone: trained on them alone, from new weights, for GAN_STEPS. Otherwise it is the DCGAN of all
+    images, trained on for LABEL_STEPS with the pseudo-labels of the others.
+    """
+    path = tools["out"] / "models" / f"{'alone' if alone else 'all'}-{n}-{draw}.pt"
+    args = train_model.network_args(1, 2)
+    if not path.exists():
+        images, batch = tools["images"]["train"], train_model.BATCH_SIZE
+        labels = tools["labels"]["train"] if alone else pseudo_labels(images, chosen, tools)
+        if alone:
+            images, labels = images[chosen], labels[chosen]
+        vectors = F.one_hot(labels, 2).float()
+        torch.manual_seed(draw)
+        model = train_model.build(args, classifiers.CPU)
+        seen = 0
+        if not alone:
+            for name in ("generator", "discriminator", "generator_ema"):
+                inherit(getattr(model, name), tools["saved"][name])
+            seen = tools["saved"]["step"] * batch
+        for _ in range(GAN_STEPS if alone else LABEL_STEPS):
+            picked = torch.randint(len(images), (batch,))
+            real = dataset.to_network(images[picked])
+            train_model.train_step(real, vectors[picked], model, tools["dtype"])
+            seen += batch
+            half_life = train_model.EMA_HALF_LIFE
+            ema.update_ema(model.generator_ema, model.generator, seen, batch, half_life)
+        counts = dataset.count_labels(vectors)
+        ema.update_bn(model.generator_ema, counts, draw, tools["dtype"])
+        checkpoint.save(path, model.generator_ema.state_dict())
+    state = torch.load(path, weights_only=True)
+    return checkpoint.rebuild_generator({"model_args": args, "generator_ema": state}, path)
+
+
+@torch.no_grad()
+def inherit(network, state):
+    """Copy the weights of an unconditional network into a conditional one.
+
+    What is new in it, the inputs for labels, begins with weights of 0.
+    """
+    for name, weights in network.state_dict().items():
+        if name == "project.weight":  # (maps, latent and then label inputs)
+            weights.zero_()
+            weights = weights[:, : state[name].shape[1]]
+        if name in state:
+            weights.copy_(state[name])
+        elif name == "embed.weight" and not hasattr(network, "project"):
+            weights.zero_()
+
+
+def draw_labelled(generator, labels, seed, balanced):
+    """Draw SYNTHETIC images and their classes, as frequent as in labels, or equally frequent."""
+    random = torch.Generator().manual_seed(seed)
+    shares = torch.ones(2) if balanced else labels.bincount(minlength=2).float()
+    classes = shares.multinomial(SYNTHETIC, replacement=True, generator=random)
+    latents = torch.randn(SYNTHETIC, generator.latent_dim, generator=random)
+    return sampling.draw(generator, latents, F.one_hot(classes, 2).float()), classes
+
+
+def print_tables(sizes, truth, out):
+    """Print the AUC of each row, its difference to REFERENCE, and the AUC on corrupted images."""
+    weights = bootstrap_weights(len(truth))
+    heads = f"| labelled images | {' | '.join(f'{n:,}' for n in sizes)} |"
+    heads += f"\n|{' --- |' * (len(sizes) + 1)}"
+    found = {(row, n): load_scores(row, n, out) for row in ALL_ROWS for n in sizes}
+    clean = {key: scores[:, :1] for key, scores in found.items() if scores is not None}
+    print(f"\nAUC on {len(truth)} test images, mean (standard deviation) of the draws.\n\n{heads}")
+    for row in ALL_ROWS:
+        cells = []
+        for n in sizes:
+            aucs = [roc_auc_score(truth, s[0]) for s in clean.get((row, n), [])]
+            cells.append(f"{np.mean(aucs):.3f} ({np.std(aucs, ddof=1):.3f})" if aucs else "")
+        if any(cells):
+            print(f"| {row} | {' | '.join(cells)} |")
+    print(f"\nDifference to {REFERENCE}, and its 95 % interval.\n\n{heads}")
+    for row in ALL_ROWS:
+        cells = [difference(row, n, clean, truth, weights) for n in sizes]
+        if row != REFERENCE and any(cells):
+            print(f"| {row} | {' | '.join(cells)} |")
+    for n in sizes:
+        print_corrupted(n, found, truth, weights)
+
+
+def load_scores(row, n, out):
+    """Return the scores of all draws, (draws, tests, M), or None unless all have been measured."""
+    paths = [score_file(out, row, n, draw) for draw in range(draws(n))]
+    if not all(path.exists() for path in paths):
+        return None
+    return np.stack([np.load(path) for path in paths])
+
+
+def print_corrupted(n, found, truth, weights):
+    """Print the AUC at five severities of each corruption, and the differences of the means."""
+    scores = {row: found[row, n] for row in CORRUPTED if found.get((row, n)) is not None}
+    scores = {row: s[:, 1:] for row, s in scores.items() if s.shape[1] > 1}
+    if not scores:
+        return
+    print(f"\nN = {n:,}: AUC in hundredths at severity 1 to 5, mean of {draws(n)} draws.\n")
+    print(f"| corruption | {' | '.join(scores)} |\n|{' --- |' * (len(scores) + 1)}")
+    levels = corruptions.SEVERITIES
+    aucs = {
+        row: np.array([[roc_auc_score(truth, test) for test in draw] for draw in s]).mean(0)
+        for row, s in scores.items()
+    }
+    for number, kind in enumerate(corruptions.STRENGTHS):
+        part = slice(number * levels, (number + 1) * levels)
+        cells = [" ".join(f"{100 * auc:.0f}" for auc in aucs[row][part]) for row in scores]
+        print(f"| {kind} | {' | '.join(cells)} |")
+    print(f"| mean of all | {' | '.join(f'{aucs[row].mean():.3f}' for row in scores)} |")
+    of_n = {(row, n): s for row, s in scores.items()}
+    cells = [difference(row, n, of_n, truth, weights) for row in scores]
+    print(f"| difference to {REFERENCE} | {' | '.join(cells)} |")
+
+
+def difference(row, n, scores, truth, weights):
+    """Return the mean difference to REFERENCE in words, with its interval; "" if not measured.
+
+    scores: {(row, N): (draws, tests, M)}; over tests, the mean is taken.
+    """
+    if (row, n) not in scores or (REFERENCE, n) not in scores or row == REFERENCE:
+        return ""
+    both = [scores[name, n] for name in (row, REFERENCE)]
+    samples = [
+        np.stack([np.mean([auc(test, truth, weights) for test in draw], axis=0) for draw in s])
+        for s in both
+    ]
+    gaps = samples[0] - samples[1]  # (draws, 1 + BOOTSTRAP); the first is that of all test images
+    random = np.random.default_rng(0)
+    taken = random.integers(0, len(gaps), (len(gaps), BOOTSTRAP))
+    means = np.take_along_axis(gaps[:, 1:], taken, axis=0).mean(0)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return f"{gaps[:, 0].mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def bootstrap_weights(n):
+    """Return how often each of n test images is in each sample, (1 + BOOTSTRAP, n); all 1 first."""
+    random = np.random.default_rng(1)
+    samples = random.multinomial(n, np.full(n, 1 / n), BOOTSTRAP)
+    return np.concatenate([np.ones((1, n)), samples])
+
+
+def auc(scores, truth, weights):
+    """Return the area under the ROC curve of scores (M,) for each row of weights (B, M), (B,).
+
+    The share of pairs of a positive and a negative image that are in order, ties counting half.
+    """
+    order = scores.argsort()
+    _, starts = np.unique(scores[order], return_index=True)
+    positive, negative = (
+        np.add.reduceat((weights * (truth == label))[:, order], starts, axis=1) for label in (1, 0)
+    )
+    below = negative.cumsum(axis=1) - negative / 2
+    return (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)
+    try:
+        main(settings.override(globals()))
+    except KeyboardInterrupt:
+        print("\ninterrupted; to resume, run the same command again")
+        sys.exit(130)
