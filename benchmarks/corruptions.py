@@ -16,17 +16,17 @@ SEVERITIES = 5
 # Per severity. Noise: standard deviation or share, of a range of 1. Blur: sigma in pixels. JPEG:
 # quality. Pixelate: pixels a side that are left. Brightness: added. Contrast: factor. Gamma: power.
 STRENGTHS = {
-    "gaussian noise": (0.04, 0.08, 0.12, 0.18, 0.26),
-    "shot noise": (250, 100, 50, 25, 12),
-    "impulse noise": (0.01, 0.03, 0.06, 0.10, 0.16),
-    "speckle noise": (0.10, 0.20, 0.30, 0.45, 0.60),
-    "blur": (0.5, 0.8, 1.1, 1.5, 2.0),
-    "JPEG": (60, 35, 20, 10, 5),
-    "pixelate": (20, 16, 12, 9, 6),
+    "gaussian noise": (0.06, 0.12, 0.20, 0.30, 0.42),
+    "shot noise": (60, 20, 8, 4, 2),
+    "impulse noise": (0.03, 0.08, 0.15, 0.25, 0.40),
+    "speckle noise": (0.15, 0.30, 0.45, 0.65, 0.90),
+    "blur": (1.0, 2.0, 3.0, 4.5, 7.0),
+    "JPEG": (20, 10, 5, 3, 1),
+    "pixelate": (14, 10, 7, 5, 4),
     "brighter": (0.10, 0.20, 0.30, 0.40, 0.50),
     "darker": (0.10, 0.20, 0.30, 0.40, 0.50),
-    "more contrast": (1.3, 1.7, 2.2, 3.0, 4.0),
-    "less contrast": (0.75, 0.55, 0.40, 0.25, 0.15),
+    "more contrast": (1.5, 2.5, 4.0, 8.0, 16.0),
+    "less contrast": (0.5, 0.3, 0.15, 0.08, 0.04),
     "gamma up": (1.3, 1.7, 2.2, 3.0, 4.0),
     "gamma down": (0.75, 0.55, 0.40, 0.28, 0.20),
 }
@@ -48,7 +48,7 @@ def corrupt(images, kind, severity):
     elif kind == "speckle noise":
         x = x + x * strength * normal
     elif kind == "blur":
-        x = transforms.gaussian_blur(x, kernel_size=9, sigma=strength)
+        x = transforms.gaussian_blur(x, kernel_size=27, sigma=strength)
     elif kind == "JPEG":
         return torch.stack([jpeg(image, strength) for image in images])
     elif kind == "pixelate":
