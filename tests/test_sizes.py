@@ -286,6 +286,7 @@ def test_real_x_rays_of_64_pixels_are_learned_resumed_shown_and_exported(
     page = Path("images/chestmnist_64/report.html").read_text(encoding="utf-8")
     assert "64 x 64 x 1 values" in page and "ChestMNIST, 64x64" in page
     assert "averaged to 32 x 32 pixels" in page and 'id="detail_64"' in page
+    assert "into 1×64×64" in page and "28×28" not in page  # medmnist describes its smallest files
     assert len(page) < 12e6
     assert Path("images/chestmnist_64/play.html").exists()
 
