@@ -163,7 +163,6 @@ def simclr(discriminator, images, seconds, batch_size, dtype, temperature=0.5):
     )
     parameters = [*discriminator.parameters(), *project.parameters()]
     adam = torch.optim.Adam(parameters, lr=1e-3)
-    partner = torch.arange(2 * batch_size).roll(batch_size)
     steps, begin = 0, time.process_time()
     while (done := (time.process_time() - begin) / seconds) < 1:
         adam.param_groups[0]["lr"] = 1e-3 * (1 + math.cos(math.pi * done)) / 2
@@ -173,7 +172,7 @@ def simclr(discriminator, images, seconds, batch_size, dtype, temperature=0.5):
             features = discriminator.features(views.contiguous(memory_format=torch.channels_last))
             vectors = F.normalize(project(features).float(), dim=1)
         alike = (vectors @ vectors.T / temperature).fill_diagonal_(-math.inf)
-        loss = F.cross_entropy(alike, partner[: len(alike)])
+        loss = F.cross_entropy(alike, torch.arange(len(views)).roll(len(batch)))
         adam.zero_grad()
         loss.backward()
         adam.step()
