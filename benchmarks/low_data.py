@@ -24,16 +24,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import auc_tables
 import classifiers
 import compare
+import conditional_gans
 import corruptions
 
 import train_model
-from common import checkpoint, dataset, ema, files, hardware, metrics, sampling, settings
+from common import checkpoint, dataset, files, hardware, metrics, sampling, settings
 from common.settings import UserError
 from dcgan import Discriminator
 
@@ -301,6 +302,25 @@ def measure(row, n, draw, tools):
     print(f"N {n}, {row}, draw {draw}: AUC {auc:.3f}, {time.monotonic() - begin:.0f} s")
 
 
+def print_tables(sizes, truth, out):
+    """Print what has been measured at these N."""
+    scores = {(row, n): load_scores(row, n, out) for row in ALL_ROWS for n in sizes}
+    scores = {key: found for key, found in scores.items() if found is not None}
+    weights = auc_tables.bootstrap_weights(len(truth), BOOTSTRAP)
+    auc_tables.print_auc(scores, truth, ALL_ROWS, sizes, REFERENCE, weights)
+    kinds = [*corruptions.STRENGTHS]
+    for n in sizes:
+        auc_tables.print_corrupted(scores, truth, kinds, CORRUPTED, n, REFERENCE, weights)
+
+
+def load_scores(row, n, out):
+    """Return the scores of all draws, (draws, tests, M), or None unless all have been measured."""
+    paths = [score_file(out, row, n, draw) for draw in range(draws(n))]
+    if not all(path.exists() for path in paths):
+        return None
+    return np.stack([np.load(path) for path in paths])
+
+
 def fit_linear(row, chosen, choice, tools):
     """Return the probabilities of class 1 of all images, {split: (N,)}, and of being unsure."""
     inputs = tools["inputs"][row]
@@ -335,7 +355,8 @@ def fit_mixed(row, chosen, n, draw, tools):
     half, classes = BATCH_SIZE // 2, 2
     if row in (*SYNTHETIC_ROWS, IDEAS[0]):
         generator = conditional_gan(chosen, n, draw, row == SYNTHETIC_ROWS[0], tools)
-        more = draw_labelled(generator, real[1], draw, balanced=row == IDEAS[0])
+        shares = torch.ones(2) if row == IDEAS[0] else real[1].bincount(minlength=2).float()
+        more = conditional_gans.draw(generator, shares, SYNTHETIC, draw)
     elif row in (IDEAS[2], IDEAS[5]):
         more = images, pseudo_labels(images, chosen, tools)
     else:
@@ -370,159 +391,23 @@ def pseudo_labels(images, chosen, tools):
 
 
 def conditional_gan(chosen, n, draw, alone, tools):
-    """Return a generator that learned the labels of the chosen images.
+    """Return a generator that learned the labels of the chosen images, from OUT if it is there.
 
     alone: trained on them alone, from new weights, for GAN_STEPS. Otherwise it is the DCGAN of all
     images, trained on for LABEL_STEPS with the pseudo-labels of the others.
     """
     path = tools["out"] / "models" / f"{'alone' if alone else 'all'}-{n}-{draw}.pt"
-    args = train_model.network_args(1, 2)
     if not path.exists():
-        images, batch = tools["images"]["train"], train_model.BATCH_SIZE
-        labels = tools["labels"]["train"] if alone else pseudo_labels(images, chosen, tools)
+        images, dtype = tools["images"]["train"], tools["dtype"]
         if alone:
-            images, labels = images[chosen], labels[chosen]
-        vectors = F.one_hot(labels, 2).float()
-        torch.manual_seed(draw)
-        model = train_model.build(args, classifiers.CPU)
-        seen = 0
-        if not alone:
-            for name in ("generator", "discriminator", "generator_ema"):
-                inherit(getattr(model, name), tools["saved"][name])
-            seen = tools["saved"]["step"] * batch
-        for _ in range(GAN_STEPS if alone else LABEL_STEPS):
-            picked = torch.randint(len(images), (batch,))
-            real = dataset.to_network(images[picked])
-            train_model.train_step(real, vectors[picked], model, tools["dtype"])
-            seen += batch
-            half_life = train_model.EMA_HALF_LIFE
-            ema.update_ema(model.generator_ema, model.generator, seen, batch, half_life)
-        counts = dataset.count_labels(vectors)
-        ema.update_bn(model.generator_ema, counts, draw, tools["dtype"])
-        checkpoint.save(path, model.generator_ema.state_dict())
-    state = torch.load(path, weights_only=True)
-    return checkpoint.rebuild_generator({"model_args": args, "generator_ema": state}, path)
-
-
-@torch.no_grad()
-def inherit(network, state):
-    """Copy the weights of an unconditional network into a conditional one.
-
-    What is new in it, the inputs for labels, begins with weights of 0.
-    """
-    for name, weights in network.state_dict().items():
-        if name == "project.weight":  # (maps, latent and then label inputs)
-            weights.zero_()
-            weights = weights[:, : state[name].shape[1]]
-        if name in state:
-            weights.copy_(state[name])
-        elif name == "embed.weight" and not hasattr(network, "project"):
-            weights.zero_()
-
-
-def draw_labelled(generator, labels, seed, balanced):
-    """Draw SYNTHETIC images and their classes, as frequent as in labels, or equally frequent."""
-    random = torch.Generator().manual_seed(seed)
-    shares = torch.ones(2) if balanced else labels.bincount(minlength=2).float()
-    classes = shares.multinomial(SYNTHETIC, replacement=True, generator=random)
-    latents = torch.randn(SYNTHETIC, generator.latent_dim, generator=random)
-    return sampling.draw(generator, latents, F.one_hot(classes, 2).float()), classes
-
-
-def print_tables(sizes, truth, out):
-    """Print the AUC of each row, its difference to REFERENCE, and the AUC on corrupted images."""
-    weights = bootstrap_weights(len(truth))
-    heads = f"| labelled images | {' | '.join(f'{n:,}' for n in sizes)} |"
-    heads += f"\n|{' --- |' * (len(sizes) + 1)}"
-    found = {(row, n): load_scores(row, n, out) for row in ALL_ROWS for n in sizes}
-    clean = {key: scores[:, :1] for key, scores in found.items() if scores is not None}
-    print(f"\nAUC on {len(truth)} test images, mean (standard deviation) of the draws.\n\n{heads}")
-    for row in ALL_ROWS:
-        cells = []
-        for n in sizes:
-            aucs = [roc_auc_score(truth, s[0]) for s in clean.get((row, n), [])]
-            cells.append(f"{np.mean(aucs):.3f} ({np.std(aucs, ddof=1):.3f})" if aucs else "")
-        if any(cells):
-            print(f"| {row} | {' | '.join(cells)} |")
-    print(f"\nDifference to {REFERENCE}, and its 95 % interval.\n\n{heads}")
-    for row in ALL_ROWS:
-        cells = [difference(row, n, clean, truth, weights) for n in sizes]
-        if row != REFERENCE and any(cells):
-            print(f"| {row} | {' | '.join(cells)} |")
-    for n in sizes:
-        print_corrupted(n, found, truth, weights)
-
-
-def load_scores(row, n, out):
-    """Return the scores of all draws, (draws, tests, M), or None unless all have been measured."""
-    paths = [score_file(out, row, n, draw) for draw in range(draws(n))]
-    if not all(path.exists() for path in paths):
-        return None
-    return np.stack([np.load(path) for path in paths])
-
-
-def print_corrupted(n, found, truth, weights):
-    """Print the AUC at five severities of each corruption, and the differences of the means."""
-    scores = {row: found[row, n] for row in CORRUPTED if found.get((row, n)) is not None}
-    scores = {row: s[:, 1:] for row, s in scores.items() if s.shape[1] > 1}
-    if not scores:
-        return
-    print(f"\nN = {n:,}: AUC in hundredths at severity 1 to 5, mean of {draws(n)} draws.\n")
-    print(f"| corruption | {' | '.join(scores)} |\n|{' --- |' * (len(scores) + 1)}")
-    levels = corruptions.SEVERITIES
-    aucs = {
-        row: np.array([[roc_auc_score(truth, test) for test in draw] for draw in s]).mean(0)
-        for row, s in scores.items()
-    }
-    for number, kind in enumerate(corruptions.STRENGTHS):
-        part = slice(number * levels, (number + 1) * levels)
-        cells = [" ".join(f"{100 * auc:.0f}" for auc in aucs[row][part]) for row in scores]
-        print(f"| {kind} | {' | '.join(cells)} |")
-    print(f"| mean of all | {' | '.join(f'{aucs[row].mean():.3f}' for row in scores)} |")
-    of_n = {(row, n): s for row, s in scores.items()}
-    cells = [difference(row, n, of_n, truth, weights) for row in scores]
-    print(f"| difference to {REFERENCE} | {' | '.join(cells)} |")
-
-
-def difference(row, n, scores, truth, weights):
-    """Return the mean difference to REFERENCE in words, with its interval; "" if not measured.
-
-    scores: {(row, N): (draws, tests, M)}; over tests, the mean is taken.
-    """
-    if (row, n) not in scores or (REFERENCE, n) not in scores or row == REFERENCE:
-        return ""
-    both = [scores[name, n] for name in (row, REFERENCE)]
-    samples = [
-        np.stack([np.mean([auc(test, truth, weights) for test in draw], axis=0) for draw in s])
-        for s in both
-    ]
-    gaps = samples[0] - samples[1]  # (draws, 1 + BOOTSTRAP); the first is that of all test images
-    random = np.random.default_rng(0)
-    taken = random.integers(0, len(gaps), (len(gaps), BOOTSTRAP))
-    means = np.take_along_axis(gaps[:, 1:], taken, axis=0).mean(0)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return f"{gaps[:, 0].mean():+.3f} ({low:+.3f} to {high:+.3f})"
-
-
-def bootstrap_weights(n):
-    """Return how often each of n test images is in each sample, (1 + BOOTSTRAP, n); all 1 first."""
-    random = np.random.default_rng(1)
-    samples = random.multinomial(n, np.full(n, 1 / n), BOOTSTRAP)
-    return np.concatenate([np.ones((1, n)), samples])
-
-
-def auc(scores, truth, weights):
-    """Return the area under the ROC curve of scores (M,) for each row of weights (B, M), (B,).
-
-    The share of pairs of a positive and a negative image that are in order, ties counting half.
-    """
-    order = scores.argsort()
-    _, starts = np.unique(scores[order], return_index=True)
-    positive, negative = (
-        np.add.reduceat((weights * (truth == label))[:, order], starts, axis=1) for label in (1, 0)
-    )
-    below = negative.cumsum(axis=1) - negative / 2
-    return (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+            images, labels = images[chosen], tools["labels"]["train"][chosen]
+            state = conditional_gans.train(images, labels, GAN_STEPS, draw, dtype)
+        else:
+            labels = pseudo_labels(images, chosen, tools)
+            begin_with = tools["saved"]
+            state = conditional_gans.train(images, labels, LABEL_STEPS, draw, dtype, begin_with)
+        checkpoint.save(path, state)
+    return conditional_gans.rebuild(torch.load(path, weights_only=True), path)
 
 
 if __name__ == "__main__":

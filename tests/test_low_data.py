@@ -66,40 +66,33 @@ def test_the_benchmark_fills_its_tables_and_goes_on_where_it_stopped(run, tmp_pa
 def test_the_auc_of_samples_is_that_of_scikit_learn(bench):
     from sklearn.metrics import roc_auc_score
 
-    low_data = bench("low_data")
+    tables = bench("auc_tables")
     random = np.random.default_rng(0)
     scores, truth = random.integers(0, 9, 50) / 9, random.integers(0, 2, 50)  # with ties
     weights = np.stack([np.ones(50), random.integers(0, 3, 50)])
     wanted = [roc_auc_score(truth, scores, sample_weight=weight) for weight in weights]
-    assert low_data.auc(scores, truth, weights) == pytest.approx(wanted)
+    assert tables.auc(scores, truth, weights) == pytest.approx(wanted)
 
 
 def test_a_difference_that_is_none_has_an_interval_around_zero(bench):
-    low_data = bench("low_data")
+    tables = bench("auc_tables")
     random = np.random.default_rng(0)
     truth = np.arange(200) % 2
-    noisy = truth + random.normal(size=(5, 1, 200))  # draws, tests, images
-    better, row = truth + random.normal(size=(5, 1, 200)) / 4, "trained D, linear"
-    reference = {(low_data.REFERENCE, 10): noisy}
-    weights = low_data.bootstrap_weights(200)
-
-    def interval(scores):
-        text = low_data.difference(row, 10, reference | {(row, 10): scores}, truth, weights)
-        return [float(word.strip("()")) for word in text.replace(" to", "").split()]
-
-    mean, low, high = interval(truth + random.normal(size=(5, 1, 200)))
+    shape, weights = (5, 1, 200), tables.bootstrap_weights(200, 500)  # draws, tests, images
+    noisy, other, better = (truth + random.normal(size=shape) / x for x in (1, 1, 4))
+    mean, low, high = tables.difference(other, noisy, truth, weights)
     assert low < 0 < high and low < mean < high
-    mean, low, high = interval(better)
+    mean, low, high = tables.difference(better, noisy, truth, weights)
     assert 0.1 < low < mean < high < 0.4
 
 
 def test_a_generator_made_conditional_draws_what_it_drew_before(bench):
-    low_data = bench("low_data")
+    gans = bench("conditional_gans")
     torch.manual_seed(0)
     generator, conditional = Generator(), Generator(labels=2)
     discriminator, projecting = Discriminator(), Discriminator(labels=2)
-    low_data.inherit(conditional, generator.state_dict())
-    low_data.inherit(projecting, discriminator.state_dict())
+    gans.inherit(conditional, generator.state_dict())
+    gans.inherit(projecting, discriminator.state_dict())
     latents, labels = torch.randn(4, 100), torch.eye(2)[[0, 1, 0, 1]]
     images = generator.eval()(latents)
     assert torch.allclose(conditional.eval()(latents, labels), images, atol=1e-5)
