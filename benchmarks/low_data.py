@@ -172,7 +172,7 @@ def prepare(tools):
     """Train the DCGAN and the contrastive network on all images without labels, unless it is done.
 
     Returns the DCGAN's checkpoint, the discriminators by name, and the inputs of the logistic
-    regressions, {kind: {split: (N, D)}}, each of which has mean 0 and variance 1 in training.
+    regressions, {kind: {split: (N, D)}}, which have mean 0 and variance 1 on all training images.
     """
     images, out, dtype = tools["images"], tools["out"], tools["dtype"]
     path = out / "models" / "unlabelled" / "checkpoint.pt"
@@ -209,6 +209,8 @@ def prepare(tools):
     for name, function in of.items():
         found = {split: function(images[split]).double().numpy() for split in images}
         middle, spread = found["train"].mean(0), found["train"].std(0) + 1e-6
+        if name == "principal components":  # those of little variance are to stay small
+            spread = found["train"].std()
         scaled = {split: (x - middle) / spread for split, x in found.items()}
         inputs[f"{name}, linear"] = scaled
     return {"saved": saved, "encoders": encoders, "inputs": inputs}
