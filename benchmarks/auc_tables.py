@@ -9,24 +9,33 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 
-def print_auc(scores, truth, rows, sizes, reference, weights):
-    """Print the AUC of each row in the first test, and its difference to the row `reference`."""
-    heads = f"| labelled images | {' | '.join(f'{n:,}' for n in sizes)} |"
-    heads += f"\n|{' --- |' * (len(sizes) + 1)}"
-    first = {key: found[:, :1] for key, found in scores.items()}
-    print(f"\nAUC on {len(truth)} test images, mean (standard deviation) of the draws.\n\n{heads}")
+def print_auc(scores, truth, rows, sizes):
+    """Print the AUC of each row in the first test."""
+    print(f"\nAUC on {len(truth)} test images, mean (standard deviation) of the draws.\n")
+    print_heads(sizes)
     for row in rows:
         cells = []
         for n in sizes:
-            aucs = [roc_auc_score(truth, draw[0]) for draw in first.get((row, n), [])]
+            aucs = [roc_auc_score(truth, draw[0]) for draw in scores.get((row, n), [])]
             cells.append(f"{np.mean(aucs):.3f} ({np.std(aucs, ddof=1):.3f})" if aucs else "")
         if any(cells):
             print(f"| {row} | {' | '.join(cells)} |")
-    print(f"\nDifference to {reference}, and its 95 % interval.\n\n{heads}")
+
+
+def print_differences(scores, truth, rows, sizes, reference, weights):
+    """Print the difference of each row's AUC in the first test to that of the row `reference`."""
+    print(f"\nDifference to {reference}, and its 95 % interval.\n")
+    print_heads(sizes)
+    first = {key: found[:, :1] for key, found in scores.items()}
     for row in rows:
         cells = [describe_difference(first, row, n, truth, reference, weights) for n in sizes]
         if any(cells):
             print(f"| {row} | {' | '.join(cells)} |")
+
+
+def print_heads(sizes):
+    print(f"| labelled images | {' | '.join(f'{n:,}' for n in sizes)} |")
+    print(f"|{' --- |' * (len(sizes) + 1)}")
 
 
 def print_corrupted(scores, truth, kinds, rows, n, reference, weights):

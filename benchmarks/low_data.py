@@ -309,7 +309,9 @@ def print_tables(sizes, truth, out):
     scores = {(row, n): load_scores(row, n, out) for row in ALL_ROWS for n in sizes}
     scores = {key: found for key, found in scores.items() if found is not None}
     weights = auc_tables.bootstrap_weights(len(truth), BOOTSTRAP)
-    auc_tables.print_auc(scores, truth, ALL_ROWS, sizes, REFERENCE, weights)
+    auc_tables.print_auc(scores, truth, ALL_ROWS, sizes)
+    for reference, rows in ((REFERENCE, ALL_ROWS), ("trained D, linear", LINEAR)):
+        auc_tables.print_differences(scores, truth, rows, sizes, reference, weights)
     kinds = [*corruptions.STRENGTHS]
     for n in sizes:
         auc_tables.print_corrupted(scores, truth, kinds, CORRUPTED, n, REFERENCE, weights)
