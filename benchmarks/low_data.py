@@ -49,7 +49,7 @@ ROWS = "all"  # or names from below, separated by semicolons
 # --- DCGANs ---
 EPOCHS = 50  # of the DCGAN that sees all images without labels [1 to 100000]
 GAN_STEPS = 600  # of a conditional DCGAN on N images alone, from new weights [1 to 1000000]
-LABEL_STEPS = 300  # of the DCGAN of all images, made conditional, on pseudo-labels [1 to 1000000]
+LABEL_STEPS = 600  # of the DCGAN of all images, made conditional, on pseudo-labels [1 to 1000000]
 SYNTHETIC = 5000  # images drawn from one of them [64 to 100000]
 
 # --- Classifiers ---
@@ -378,20 +378,27 @@ def fit_mixed(row, chosen, n, draw, tools):
 
 
 def pseudo_labels(images, chosen, tools):
-    """Return the class that "trained D, linear" finds in images, and the true one of the chosen."""
+    """Return the classes that "trained D, linear" finds in images, and the true ones of the chosen.
+
+    The most probable ones are of class 1, as many as its share of the chosen images: with few
+    labels probabilities are far from calibrated, and nearly all of them can lie on one side of 0.5.
+    """
     row = "trained D, linear"
     labels, train_images = tools["labels"]["train"], tools["images"]["train"]
+    scores, model = fit_linear(row, chosen, tools["tuned"][row], tools)
     if images is train_images:
-        scores = fit_linear(row, chosen, tools["tuned"][row], tools)[0]["train"]
-        found = torch.from_numpy(scores > 0.5).long()
-        found[chosen] = labels[chosen]
-        return found
-    encoder = tools["encoders"]["trained D"]
-    known = classifiers.features(encoder, train_images).double()
-    middle, spread = known.mean(0), known.std(0, correction=0) + 1e-6
-    inputs = (classifiers.features(encoder, images).double() - middle) / spread
-    model = fit_linear(row, chosen, tools["tuned"][row], tools)[1]
-    return torch.from_numpy(model.predict(inputs.numpy())).long()
+        found = scores["train"]
+    else:
+        encoder = tools["encoders"]["trained D"]
+        known = classifiers.features(encoder, train_images).double()
+        middle, spread = known.mean(0), known.std(0, correction=0) + 1e-6
+        inputs = (classifiers.features(encoder, images).double() - middle) / spread
+        found = model.predict_proba(inputs.numpy())[:, 1]
+    share = labels[chosen].double().mean().item()
+    classes = torch.from_numpy(found > np.quantile(found, 1 - share)).long()
+    if images is train_images:
+        classes[chosen] = labels[chosen]
+    return classes
 
 
 def conditional_gan(chosen, n, draw, alone, tools):
