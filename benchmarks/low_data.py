@@ -310,7 +310,7 @@ def print_tables(sizes, truth, out):
     scores = {key: found for key, found in scores.items() if found is not None}
     weights = auc_tables.bootstrap_weights(len(truth), BOOTSTRAP)
     auc_tables.print_auc(scores, truth, ALL_ROWS, sizes)
-    for reference, rows in ((REFERENCE, ALL_ROWS), ("trained D, linear", LINEAR)):
+    for reference, rows in ((REFERENCE, ALL_ROWS), ("trained D, linear", [*LINEAR, *NETWORKS])):
         auc_tables.print_differences(scores, truth, rows, sizes, reference, weights)
     kinds = [*corruptions.STRENGTHS]
     for n in sizes:
