@@ -32,7 +32,9 @@ def edited(script, edit, folder):
 
 def shipped(script):
     """Return the constants of a script, {name: value}, as they are in the repository."""
-    return settings.override(runpy.run_path(str(REPO / script), run_name="shipped"), [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str((REPO / script).parent))  # as Python does for a script
+        return settings.override(runpy.run_path(str(REPO / script), run_name="shipped"), [])
 
 
 def bracket_first(name, value, comment):
