@@ -121,7 +121,8 @@ def new_run(images, labels, info, device, constants, saved):
     dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
     dtype = hardware.choose_dtype(dtype, device)
     # A run keeps its architecture when the defaults of dcgan.py change.
-    model_args = saved["model_args"] if saved else network_args(images.shape[1], labels.shape[1])
+    new_args = network_args(images.shape[1], labels.shape[1], SIZE)
+    model_args = saved["model_args"] if saved else new_args
     model = build(model_args, device)
     optimizers = {"optimizer_g": model.optimizer_g, "optimizer_d": model.optimizer_d}
     run = Run(
@@ -143,12 +144,12 @@ def new_run(images, labels, info, device, constants, saved):
     return run, progress, model
 
 
-def network_args(channels, n_labels):
+def network_args(channels, n_labels, size):
     """Return the constructor arguments of both networks of a new run, {name: {argument: value}}."""
     shape = channels, n_labels
     return {
-        "generator": checkpoint.constructor_args(Generator, LATENT_DIM, *shape, size=SIZE),
-        "discriminator": checkpoint.constructor_args(Discriminator, *shape, size=SIZE),
+        "generator": checkpoint.constructor_args(Generator, LATENT_DIM, *shape, size=size),
+        "discriminator": checkpoint.constructor_args(Discriminator, *shape, size=size),
     }
 
 

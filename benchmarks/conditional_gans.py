@@ -20,7 +20,8 @@ def train(images, labels, steps, seed, dtype, begin_with=None):
     DCGAN, whose weights it has at first, or None. Returns the weights of the averaged generator.
     """
     torch.manual_seed(seed)
-    model = train_model.build(train_model.network_args(1, CLASSES), torch.device("cpu"))
+    args = train_model.network_args(1, CLASSES, images.shape[-1])
+    model = train_model.build(args, torch.device("cpu"))
     vectors, batch, seen = F.one_hot(labels, CLASSES).float(), train_model.BATCH_SIZE, 0
     if begin_with:
         for name in ("generator", "discriminator", "generator_ema"):
@@ -54,7 +55,7 @@ def inherit(network, state):
 
 def rebuild(state, path):
     """Return the generator of what train returned, in eval mode. path: for messages."""
-    args = train_model.network_args(1, CLASSES)
+    args = train_model.network_args(1, CLASSES, size=28)
     return checkpoint.rebuild_generator({"model_args": args, "generator_ema": state}, path)
 
 

@@ -34,7 +34,7 @@ def ours(images, device, seed):
     device = torch.device(device)
     dtype = hardware.choose_dtype("auto", device)
     batch, half_life = train_model.BATCH_SIZE, train_model.EMA_HALF_LIFE
-    model = train_model.build(train_model.network_args(1, 0), device)
+    model = train_model.build(train_model.network_args(1, 0, images.shape[-1]), device)
     networks = {"generator": model.generator, "discriminator": model.discriminator}
     no_labels = torch.zeros(batch, 0, device=device)
     images = torch.from_numpy(images)[:, None].to(device)

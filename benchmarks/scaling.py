@@ -144,7 +144,6 @@ def time_metrics(images, device):
     if halves is None:  # train_model.py computes no metrics
         return 0.0
     reference = metrics.fit_reference(real, halves[0])
-    train_model.SIZE = images.shape[-1]  # that the networks are built for
     ours = recipes.ours(images[:1000], device, seed=0)
     shape = (reference["n"], ours["latent_dim"])
     latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
