@@ -1,34 +1,31 @@
 """Tables of areas under the ROC curve (AUC), with paired bootstrap intervals.
 
-scores, below: {(row, N): float (draws, tests, M)}, the scores of M images in each test, after
-training on each draw of N labelled images; what was not measured is not in it. truth: their labels,
-0 or 1, (M,).
+samples, below: what `sample` returns for each row of a table and number N of labelled images,
+{(row, N): (draws, tests, 1 + B)}; what was not measured is not in it.
 """
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 
-def print_auc(scores, truth, rows, sizes):
+def print_auc(samples, rows, sizes):
     """Print the AUC of each row in the first test."""
-    print(f"\nAUC on {len(truth)} test images, mean (standard deviation) of the draws.\n")
     print_heads(sizes)
     for row in rows:
-        cells = []
-        for n in sizes:
-            aucs = [roc_auc_score(truth, draw[0]) for draw in scores.get((row, n), [])]
-            cells.append(f"{np.mean(aucs):.3f} ({np.std(aucs, ddof=1):.3f})" if aucs else "")
-        if any(cells):
+        aucs = {n: samples[row, n][:, 0, 0] for n in sizes if (row, n) in samples}
+        cells = [
+            f"{aucs[n].mean():.3f} ({aucs[n].std(ddof=1):.3f})" if n in aucs else "" for n in sizes
+        ]
+        if aucs:
             print(f"| {row} | {' | '.join(cells)} |")
 
 
-def print_differences(scores, truth, rows, sizes, reference, weights):
+def print_differences(samples, rows, sizes, reference):
     """Print the difference of each row's AUC in the first test to that of the row `reference`."""
     print(f"\nDifference to {reference}, and its 95 % interval.\n")
     print_heads(sizes)
-    first = {key: found[:, :1] for key, found in scores.items()}
+    first = {key: found[:, :1] for key, found in samples.items()}
     for row in rows:
-        cells = [describe_difference(first, row, n, truth, reference, weights) for n in sizes]
+        cells = [describe_difference(first, row, n, reference) for n in sizes]
         if any(cells):
             print(f"| {row} | {' | '.join(cells)} |")
 
@@ -38,51 +35,54 @@ def print_heads(sizes):
     print(f"|{' --- |' * (len(sizes) + 1)}")
 
 
-def print_corrupted(scores, truth, kinds, rows, n, reference, weights):
+def print_corrupted(samples, kinds, rows, n, reference):
     """Print the AUC of each row in all tests but the first, at N, several for each of the kinds."""
-    rows = [row for row in rows if (row, n) in scores and scores[row, n].shape[1] > 1]
-    if not rows:
+    found = {row: samples[row, n][:, 1:] for row in rows if (row, n) in samples}
+    aucs = {row: draws[:, :, 0].mean(0) for row, draws in found.items() if draws.size}
+    if not aucs:
         return
-    corrupted = {(row, n): scores[row, n][:, 1:] for row in rows}
-    aucs = {
-        row: np.mean([[roc_auc_score(truth, test) for test in draw] for draw in found], axis=0)
-        for (row, _), found in corrupted.items()
-    }
-    levels = len(aucs[rows[0]]) // len(kinds)
+    levels = len(next(iter(aucs.values()))) // len(kinds)
     print(f"\nN = {n:,}: AUC in hundredths at severity 1 to {levels}, mean of the draws.\n")
-    print(f"| corruption | {' | '.join(rows)} |\n|{' --- |' * (len(rows) + 1)}")
+    print(f"| corruption | {' | '.join(aucs)} |\n|{' --- |' * (len(aucs) + 1)}")
     for number, kind in enumerate(kinds):
         part = slice(number * levels, (number + 1) * levels)
-        cells = [" ".join(f"{100 * auc:.0f}" for auc in aucs[row][part]) for row in rows]
+        cells = [" ".join(f"{100 * auc:.0f}" for auc in row[part]) for row in aucs.values()]
         print(f"| {kind} | {' | '.join(cells)} |")
-    print(f"| mean of all | {' | '.join(f'{aucs[row].mean():.3f}' for row in rows)} |")
-    cells = [describe_difference(corrupted, row, n, truth, reference, weights) for row in rows]
+    print(f"| mean of all | {' | '.join(f'{row.mean():.3f}' for row in aucs.values())} |")
+    of_n = {(row, n): found[row] for row in aucs}
+    cells = [describe_difference(of_n, row, n, reference) for row in aucs]
     print(f"| difference to {reference} | {' | '.join(cells)} |")
 
 
-def describe_difference(scores, row, n, truth, reference, weights):
+def describe_difference(samples, row, n, reference):
     """Return `difference` in words, "" for the reference and where one was not measured."""
-    if row == reference or not {(row, n), (reference, n)} <= {*scores}:
+    if row == reference or not {(row, n), (reference, n)} <= {*samples}:
         return ""
-    mean, low, high = difference(scores[row, n], scores[reference, n], truth, weights)
+    mean, low, high = difference(samples[row, n], samples[reference, n])
     return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def difference(ours, theirs, truth, weights):
+def difference(ours, theirs):
     """Return the mean difference in AUC of two rows, and its 95 % interval, (mean, low, high).
 
     A bootstrap over test images and draws together: both rows get the same samples of both. The
-    mean is over tests and draws. Shapes: (draws, tests, M) twice, (M,), (1 + B, M).
+    mean is over tests and draws. Shapes: what `sample` returns, twice.
     """
-    samples = [
-        np.stack([np.mean([auc(test, truth, weights) for test in draw], axis=0) for draw in found])
-        for found in (ours, theirs)
-    ]
-    gaps = samples[0] - samples[1]  # (draws, 1 + B); the first is that of all test images
+    gaps = (ours - theirs).mean(axis=1)  # (draws, 1 + B); the first is that of all test images
     random = np.random.default_rng(0)
     taken = random.integers(0, len(gaps), gaps[:, 1:].shape)
     means = np.take_along_axis(gaps[:, 1:], taken, axis=0).mean(0)
     return gaps[:, 0].mean(), *np.percentile(means, (2.5, 97.5))
+
+
+def sample(scores, truth, weights):
+    """Return the AUC of each draw and test in each sample of the test images.
+
+    The first sample is all of them. scores: of M images in each test, after training on each draw
+    of labelled images; truth: their labels, 0 or 1. Shapes: (draws, tests, M), (M,), (1 + B, M) ->
+    (draws, tests, 1 + B).
+    """
+    return np.array([[auc(test, truth, weights) for test in draw] for draw in scores])
 
 
 def bootstrap_weights(n, samples):

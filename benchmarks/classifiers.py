@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -141,7 +140,7 @@ def consistent(images, labels, unlabelled, n, strength, sure=0.95):
 
     def loss_of(logits_of):
         real, classes = pick(images, labels, n)
-        plain, _ = pick(unlabelled, torch.zeros(len(unlabelled)), n)
+        plain = dataset.to_network(unlabelled[torch.randint(len(unlabelled), (n,))])
         weak, strong = augment(plain, strength), augment(plain, 3 * strength)
         logits = logits_of(torch.cat([augment(real, strength), weak, strong])).split(n)
         probability, found = logits[1].detach().softmax(dim=1).max(dim=1)
@@ -180,21 +179,14 @@ def simclr(discriminator, images, seconds, batch_size, dtype, temperature=0.5):
     return discriminator, steps
 
 
-@torch.no_grad()
 def measure_bn(discriminator, images):
-    """Recompute the BatchNorm statistics of a discriminator's features on real images alone.
+    """Recompute the BatchNorm statistics of a discriminator on real images alone.
 
     Those of training are a mixture of real and synthetic images. Returns it in eval mode.
     """
-    norms = [layer for layer in discriminator.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
     discriminator.train()
-    for batch in images.split(256):
-        discriminator.features(dataset.to_network(batch))
-    for norm in norms:
-        norm.momentum = 0.1
+    batches = [dataset.to_network(batch) for batch in images.split(256)]
+    torch.optim.swa_utils.update_bn(batches, discriminator)
     return discriminator.eval()
 
 
@@ -210,8 +202,3 @@ def score(network, images):
     """Return the probability of class 1 among the classes 0 and 1, float32 array (N,)."""
     logits = [network(dataset.to_network(batch))[:, :2] for batch in images.split(512)]
     return torch.cat(logits).float().softmax(dim=1)[:, 1].numpy().astype(np.float32)
-
-
-def fit_linear(inputs, labels, regularisation):
-    """Return scikit-learn's logistic regression on inputs (N, D), with C = regularisation."""
-    return LogisticRegression(C=regularisation, max_iter=2000).fit(inputs, labels)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -80,20 +81,24 @@ NETWORKS = {
     "SimCLR fine-tuned, augmented": True,
 }
 REFERENCE = "D's shape, augmented"  # what each row is compared with, and IDEAS are built upon
-# REFERENCE with half of each batch synthetic, from a DCGAN that learned the labels of the N images
-# alone, or also the pseudo-labels that "trained D, linear" gives all others.
-SYNTHETIC_ROWS = ["+ synthetic, DCGAN of the N", "+ synthetic, DCGAN of all, pseudo-labels"]
-IDEAS = [
-    "+ synthetic, pseudo-labels, classes balanced",
-    "+ synthetic without labels, consistency",
-    "+ real without labels, consistency",
-    "+ synthetic as a class of its own",
-    "+ synthetic without labels, labelled by trained D, linear",
-    "+ real without labels, labelled by trained D, linear",
-    "mean of trained D, linear, and D fine-tuned",
-]
-CORRUPTED = ["D's shape", REFERENCE, SYNTHETIC_ROWS[1], "D fine-tuned, augmented"]
-ALL_ROWS = [*LINEAR, *NETWORKS, *SYNTHETIC_ROWS, *IDEAS]
+# REFERENCE with other images in half of each batch: which ones, and what it learns from them. A
+# conditional DCGAN learned the labels of the N images alone, or also the pseudo-labels that
+# "trained D, linear" gives all others; "synthetic" is from the DCGAN without labels.
+MIXED = {
+    "+ synthetic, DCGAN of the N": ("DCGAN of the N", "labels"),
+    "+ synthetic, DCGAN of all, pseudo-labels": ("DCGAN of all", "labels"),
+    "+ synthetic, pseudo-labels, classes balanced": ("DCGAN of all, balanced", "labels"),
+    "+ synthetic without labels, consistency": ("synthetic", "consistency"),
+    "+ real without labels, consistency": ("real", "consistency"),
+    "+ synthetic as a class of its own": ("synthetic", "third class"),
+    "+ synthetic without labels, labelled by trained D, linear": ("synthetic", "labels"),
+    "+ real without labels, labelled by trained D, linear": ("real", "labels"),
+}
+# The mean of the probabilities of two rows.
+MEANS = {"mean of trained D, linear, and D fine-tuned": [LINEAR[3], "D fine-tuned, augmented"]}
+IDEAS = [*MIXED, *MEANS][2:]
+CORRUPTED = ["D's shape", REFERENCE, [*MIXED][1], "D fine-tuned, augmented"]
+ALL_ROWS = [*LINEAR, *NETWORKS, *MIXED, *MEANS]
 
 REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
 STRENGTHS = (0.5, 1.0, 2.0)  # of the augmentation
@@ -142,8 +147,8 @@ def draws(n):
 
 def wanted(row, n, n_train):
     """Whether a row is measured at N."""
-    if row == SYNTHETIC_ROWS[0]:
-        return n < n_train  # at all, both rows are the same
+    if row in MIXED and MIXED[row][0] == "DCGAN of the N":
+        return n < n_train  # at all, that is the DCGAN of all
     return row not in IDEAS or named(n, IDEAS_AT, n_train)
 
 
@@ -172,7 +177,8 @@ def prepare(tools):
     """Train the DCGAN and the contrastive network on all images without labels, unless it is done.
 
     Returns the DCGAN's checkpoint, the discriminators by name, and the inputs of the logistic
-    regressions, {kind: {split: (N, D)}}, which have mean 0 and variance 1 on all training images.
+    regressions, {row: {split: (N, D)}}, which have mean 0 and variance 1 on all training images,
+    and the mean and the spread that they had before, {row: (mean, spread)}.
     """
     images, out, dtype = tools["images"], tools["out"], tools["dtype"]
     path = out / "models" / "unlabelled" / "checkpoint.pt"
@@ -205,15 +211,16 @@ def prepare(tools):
     for name, encoder in encoders.items():
         classifiers.measure_bn(encoder, images["train"])
         of[name] = lambda x, encoder=encoder: classifiers.features(encoder, x)
-    inputs = {}
+    inputs, scales = {}, {}
     for name, function in of.items():
         found = {split: function(images[split]).double().numpy() for split in images}
         middle, spread = found["train"].mean(0), found["train"].std(0) + 1e-6
         if name == "principal components":  # those of little variance are to stay small
             spread = found["train"].std()
-        scaled = {split: (x - middle) / spread for split, x in found.items()}
-        inputs[f"{name}, linear"] = scaled
-    return {"saved": saved, "encoders": encoders, "inputs": inputs}
+        row = f"{name}, linear"
+        scales[row] = middle, spread
+        inputs[row] = {split: (x - middle) / spread for split, x in found.items()}
+    return {"saved": saved, "encoders": encoders, "inputs": inputs, "scales": scales}
 
 
 def tune(name, tools):
@@ -234,7 +241,8 @@ def tune(name, tools):
             for draw in range(1000, 1000 + TUNE_DRAWS):
                 chosen = choose(tools["labels"]["train"], TUNE_AT, draw)
                 if name in LINEAR:
-                    scores = fit_linear(name, chosen, choice, tools)[0]["val"]
+                    model = fit_linear(name, chosen, choice, tools)
+                    scores = model.predict_proba(tools["inputs"][name]["val"])[:, 1]
                 else:
                     network = fit_network(name, chosen, draw, choice, tools)
                     scores = classifiers.score(network, tools["images"]["val"])
@@ -278,12 +286,13 @@ def measure(row, n, draw, tools):
     images, labels = tools["images"], tools["labels"]
     chosen = choose(labels["train"], n, draw)
     if row in LINEAR:
-        scores = fit_linear(row, chosen, tools["tuned"][row], tools)[0]["test"][None]
-    elif row == IDEAS[-1]:
-        parts = ("trained D, linear", "D fine-tuned, augmented")
-        for part in parts:
+        model = fit_linear(row, chosen, tools["tuned"][row], tools)
+        scores = model.predict_proba(tools["inputs"][row]["test"])[None, :, 1]
+    elif row in MEANS:
+        for part in MEANS[row]:
             measure(part, n, draw, tools)
-        scores = sum(np.load(score_file(tools["out"], part, n, draw))[:1] for part in parts) / 2
+        parts = [np.load(score_file(tools["out"], part, n, draw))[:1] for part in MEANS[row]]
+        scores = sum(parts) / len(parts)
     else:
         if row in NETWORKS:
             network = fit_network(row, chosen, draw, tools["tuned"][row], tools)
@@ -306,15 +315,17 @@ def measure(row, n, draw, tools):
 
 def print_tables(sizes, truth, out):
     """Print what has been measured at these N."""
-    scores = {(row, n): load_scores(row, n, out) for row in ALL_ROWS for n in sizes}
-    scores = {key: found for key, found in scores.items() if found is not None}
-    weights = auc_tables.bootstrap_weights(len(truth), BOOTSTRAP)
-    auc_tables.print_auc(scores, truth, ALL_ROWS, sizes)
+    weights, samples = auc_tables.bootstrap_weights(len(truth), BOOTSTRAP), {}
+    for row in ALL_ROWS:
+        for n in sizes:
+            if (scores := load_scores(row, n, out)) is not None:
+                samples[row, n] = auc_tables.sample(scores, truth, weights)
+    print(f"\nAUC on {len(truth)} test images, mean (standard deviation) of the draws.\n")
+    auc_tables.print_auc(samples, ALL_ROWS, sizes)
     for reference, rows in ((REFERENCE, ALL_ROWS), ("trained D, linear", [*LINEAR, *NETWORKS])):
-        auc_tables.print_differences(scores, truth, rows, sizes, reference, weights)
-    kinds = [*corruptions.STRENGTHS]
+        auc_tables.print_differences(samples, rows, sizes, reference)
     for n in sizes:
-        auc_tables.print_corrupted(scores, truth, kinds, CORRUPTED, n, REFERENCE, weights)
+        auc_tables.print_corrupted(samples, [*corruptions.STRENGTHS], CORRUPTED, n, REFERENCE)
 
 
 def load_scores(row, n, out):
@@ -326,11 +337,10 @@ def load_scores(row, n, out):
 
 
 def fit_linear(row, chosen, choice, tools):
-    """Return the probabilities of class 1 of all images, {split: (N,)}, and of being unsure."""
-    inputs = tools["inputs"][row]
+    """Return scikit-learn's logistic regression on a row's inputs of the chosen images."""
+    inputs = tools["inputs"][row]["train"][chosen.numpy()]
     labels = tools["labels"]["train"][chosen].numpy()
-    model = classifiers.fit_linear(inputs["train"][chosen.numpy()], labels, choice[0])
-    return {split: model.predict_proba(x)[:, 1] for split, x in inputs.items()}, model
+    return LogisticRegression(C=choice[0], max_iter=2000).fit(inputs, labels)
 
 
 def fit_network(row, chosen, draw, choice, tools):
@@ -356,24 +366,26 @@ def fit_mixed(row, chosen, n, draw, tools):
     images, labels = tools["images"]["train"], tools["labels"]["train"]
     real = images[chosen], labels[chosen]
     strength, rate = tools["tuned"][REFERENCE]
-    half, classes = BATCH_SIZE // 2, 2
-    if row in (*SYNTHETIC_ROWS, IDEAS[0]):
-        generator = conditional_gan(chosen, n, draw, row == SYNTHETIC_ROWS[0], tools)
-        shares = torch.ones(2) if row == IDEAS[0] else real[1].bincount(minlength=2).float()
-        more = conditional_gans.draw(generator, shares, SYNTHETIC, draw)
-    elif row in (IDEAS[2], IDEAS[5]):
-        more = images, pseudo_labels(images, chosen, tools)
+    half, (source, lesson) = BATCH_SIZE // 2, MIXED[row]
+    if source.startswith("DCGAN"):
+        generator = conditional_gan(chosen, n, draw, source == "DCGAN of the N", tools)
+        balanced = source.endswith("balanced")
+        shares = torch.ones(2) if balanced else real[1].bincount(minlength=2).float()
+        others, classes = conditional_gans.draw(generator, shares, SYNTHETIC, draw)
+    elif source == "real":
+        others = images
     else:
         generator = checkpoint.rebuild_generator(tools["saved"], "the DCGAN of all images")
-        drawn = sampling.sample(generator, {}, SYNTHETIC, seed=draw)
-        more = drawn, pseudo_labels(drawn, chosen, tools)
-    if row in (IDEAS[1], IDEAS[2]):
-        loss = classifiers.consistent(*real, more[0], half, strength)
+        others = sampling.sample(generator, {}, SYNTHETIC, seed=draw)
+    if lesson == "consistency":
+        loss = classifiers.consistent(*real, others, half, strength)
     else:
-        if row == IDEAS[3]:
-            classes, more = 3, (more[0], torch.full((len(more[0]),), 2))
-        loss = classifiers.supervised((*real, half), (*more, half), strength=strength)
-    network = new_network(REFERENCE, draw, tools, classes)
+        if lesson == "third class":
+            classes = torch.full((len(others),), 2)
+        elif not source.startswith("DCGAN"):
+            classes = pseudo_labels(others, chosen, tools)
+        loss = classifiers.supervised((*real, half), (others, classes, half), strength=strength)
+    network = new_network(REFERENCE, draw, tools, classes=3 if lesson == "third class" else 2)
     return classifiers.train(network, loss, STEPS, rate, tools["dtype"])
 
 
@@ -385,15 +397,14 @@ def pseudo_labels(images, chosen, tools):
     """
     row = "trained D, linear"
     labels, train_images = tools["labels"]["train"], tools["images"]["train"]
-    scores, model = fit_linear(row, chosen, tools["tuned"][row], tools)
     if images is train_images:
-        found = scores["train"]
+        inputs = tools["inputs"][row]["train"]
     else:
-        encoder = tools["encoders"]["trained D"]
-        known = classifiers.features(encoder, train_images).double()
-        middle, spread = known.mean(0), known.std(0, correction=0) + 1e-6
-        inputs = (classifiers.features(encoder, images).double() - middle) / spread
-        found = model.predict_proba(inputs.numpy())[:, 1]
+        middle, spread = tools["scales"][row]
+        features = classifiers.features(tools["encoders"]["trained D"], images)
+        inputs = (features.double().numpy() - middle) / spread
+    model = fit_linear(row, chosen, tools["tuned"][row], tools)
+    found = model.predict_proba(inputs)[:, 1]
     share = labels[chosen].double().mean().item()
     classes = torch.from_numpy(found > np.quantile(found, 1 - share)).long()
     if images is train_images:
