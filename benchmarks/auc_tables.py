@@ -44,14 +44,18 @@ def print_corrupted(samples, kinds, rows, n, reference):
     levels = len(next(iter(aucs.values()))) // len(kinds)
     print(f"\nN = {n:,}: AUC in hundredths at severity 1 to {levels}, mean of the draws.\n")
     print(f"| corruption | {' | '.join(aucs)} |\n|{' --- |' * (len(aucs) + 1)}")
-    for number, kind in enumerate(kinds):
-        part = slice(number * levels, (number + 1) * levels)
-        cells = [" ".join(f"{100 * auc:.0f}" for auc in row[part]) for row in aucs.values()]
+    parts = [(kind, number * levels, (number + 1) * levels) for number, kind in enumerate(kinds)]
+    for kind, first, end in parts:
+        cells = [" ".join(f"{100 * auc:.0f}" for auc in row[first:end]) for row in aucs.values()]
         print(f"| {kind} | {' | '.join(cells)} |")
     print(f"| mean of all | {' | '.join(f'{row.mean():.3f}' for row in aucs.values())} |")
-    of_n = {(row, n): found[row] for row in aucs}
-    cells = [describe_difference(of_n, row, n, reference) for row in aucs]
-    print(f"| difference to {reference} | {' | '.join(cells)} |")
+    print(f"\nDifference to {reference}, mean of the severities, and its 95 % interval.\n")
+    others = [row for row in aucs if row != reference]
+    print(f"| corruption | {' | '.join(others)} |\n|{' --- |' * (len(others) + 1)}")
+    for kind, first, end in [*parts, ("mean of all", 0, None)]:
+        of_kind = {(row, n): found[row][:, first:end] for row in aucs}
+        cells = [describe_difference(of_kind, row, n, reference) for row in others]
+        print(f"| {kind} | {' | '.join(cells)} |")
 
 
 def describe_difference(samples, row, n, reference):
