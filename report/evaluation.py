@@ -81,12 +81,13 @@ def by_label(captions, samples, generator, saved, out, options):
     examples = fewer(EXAMPLES, samples.images.shape[-1], least=4)
     for label, vector in dataset.single_labels(saved["info"], saved["label_counts"]).items():
         synthetic = sampling.draw(generator, latents, vector.float().expand(len(latents), -1))
-        real = samples.shuffled(dataset.has_labels(samples.shuffled_labels, vector))
+        places = dataset.has_labels(samples.shuffled_labels, vector).nonzero().flatten()
+        real = samples.shuffled(places[: 2 * LABEL_IMAGES])  # all of them may not fit into memory
         row = torch.full_like(synthetic[:examples], 255)  # white where there are too few real ones
         row[: len(real)] = real[:examples]
         cells.append((f"{label}, synthetic", plotting.tile(synthetic[:examples], examples)))
         cells.append((f"{label}, {captions.original}", plotting.tile(row, examples)))
-        table[label] = {"training": len(real)}
+        table[label] = {"training": len(places)}
         if reference:
             table[label] |= metrics.coverage_of_label(reference, real, synthetic, seed)
     heading = f"{captions.about}\neach label from the same latents, one a column"
