@@ -1,6 +1,6 @@
 """Draw synthetic images with a trained run into a folder that other programs can load.
 
-    python generate_images.py                                      as many as were trained on
+    python generate_images.py                                      as many as there are real ones
     python generate_images.py --LABELS=pneumonia --N_IMAGES=1000   of one finding
     python generate_images.py --FORMAT=png --OUT=my_pictures       pictures and a table of labels
 

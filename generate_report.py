@@ -58,15 +58,15 @@ COLLAGE_COLUMNS = 8  # of each half of the collage [1 to 50]
 GRID_ROWS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
 GRID_COLUMNS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
 PROGRESS_ROWS = 8  # epochs in training_progress.png, evenly spaced [1 to 100]
-GIF_SCALE = 2  # screen pixels per image pixel in the GIF [1 to 10]
+GIF_SCALE = 2  # screen pixels per image pixel in training.gif; interpolation.gif: twice [1 to 10]
 GIF_GREYS = 64  # grey levels in the GIFs; fewer make smaller files [2 to 256]
 FRAME_MS = 200  # duration of a frame of the GIF, milliseconds [20 to 60000]
 LAST_FRAME_MS = 3000  # duration of the last frame, milliseconds [20 to 60000]
 
 # --- Synthetic images ---
 N_SYNTHETIC = 1000  # images in synthetic/synthetic.npz [1 to 100000]
-N_DETECTIVE = 2000  # further ones, for DETECTIVE; at most half the training images [100 to 20000]
 N_EXAMINED = 1000  # of these, searched for near-duplicates, copies and failures [1 to 3000]
+N_DETECTIVE = 2000  # further ones, for DETECTIVE; at most half the training images [100 to 20000]
 
 # Settings of the training that the page leaves out: where files are is private.
 HIDDEN = {"DATA_DIR", "MODELS_DIR", "IMAGES_DIR", "RUN_NAME", "RESUME", "CHECKPOINT_MINUTES"}

@@ -1,8 +1,8 @@
 """Train a DCGAN on the images of a MedMNIST data set, ChestMNIST at 28x28 pixels by default.
 
     python train_model.py                                  train on ChestMNIST
-    python train_model.py --DATASET=phantom --EPOCHS=10    a first try, without a network
     python train_model.py                                  the same again: resume where it stopped
+    python train_model.py --DATASET=phantom --EPOCHS=10    a first try, without a download
 
 Every constant below can be changed here or on the command line.
 """
@@ -70,7 +70,7 @@ MAY_CHANGE |= {"CHECKPOINT_MINUTES", "SNAPSHOT_EPOCHS", "RESUME"}
 @distributed.launch
 def main(constants):
     """Check the settings, start a run or resume it, and train it to its last epoch."""
-    constants["DATASET"] = name = dataset.check_name(DATASET, SIZE)  # no checkpoint holds a path
+    constants["DATASET"] = name = dataset.check_name(DATASET, SIZE)  # no checkpoint holds the path
     device = hardware.choose_device(DEVICE)
     run_name = RUN_NAME or dataset.sized(name, SIZE)
     folder, pictures = (runs.run_folder(parent, run_name) for parent in (MODELS_DIR, IMAGES_DIR))
@@ -240,7 +240,7 @@ def train(images, labels, run, progress, model, folder, reference):
 def set_learning_rate(model, step, decay_start):
     """Set LEARNING_RATE for the first decay_start steps and decay_start / step of it later.
 
-    At a constant rate D gets the upper hand in long runs (docs/RESULTS.md); None keeps it, in a run
+    At a constant rate D becomes too strong in long runs (docs/RESULTS.md); None keeps it, in a run
     that began before there was a decay. The rate depends on the step alone, so that a finished run
     with more EPOCHS is the same as one that had them at once.
     """

@@ -4,9 +4,9 @@
     python benchmarks/ablations.py --VARIANTS="as shipped"          the recipe alone
     python benchmarks/ablations.py --DATASET=phantom --EPOCHS=10 --SEEDS=10 --VARIANTS="as shipped"
 
-Every run is train_model.py with one thing changed, in its own process with one thread, WORKERS of
-them at a time. Finished runs are not repeated and interrupted ones resume; after a change of the
-code, choose another OUT.
+Every run is train_model.py with the changes of its variant, in its own process with one thread,
+WORKERS of them at a time. Finished runs are not repeated and interrupted ones resume; after a
+change of the code, choose another OUT.
 
 Every constant below can be changed here or on the command line.
 """
@@ -100,6 +100,9 @@ METRICS |= {"fine_detail": ".1f", "memorised": ".3f"}
 DETECTIVES = {"28 px, 200": (28, 200), "28 px": (28, 0), "14 px, 1000": (14, 1000)}
 DETECTIVES |= {"14 px": (14, 0), "7 px": (7, 0)}  # 0: all there are
 METRICS |= dict.fromkeys(DETECTIVES, ".2f")
+# The variants are compared with as many other real images, and with images of the Gaussian that has
+# the mean and the covariance of the real pixels.
+REFERENCES = ("real vs real", "Gaussian of the pixels")
 
 
 def main():
@@ -143,7 +146,7 @@ def run_folder(name, seed):
 
 
 def train(name):
-    """Run train_model.py with one thing changed, then measure its averaged generator."""
+    """Run train_model.py with the changes of a variant, then measure its averaged generator."""
     folder = run_folder(name, SEED)
     constants = {"DATASET": DATASET, "DATA_DIR": DATA_DIR, "EPOCHS": EPOCHS, "SEED": SEED}
     constants |= {"RUN_NAME": folder.name, "MODELS_DIR": folder.parent, "SNAPSHOT_EPOCHS": EPOCHS}
@@ -162,14 +165,16 @@ def train(name):
         file.write(json.dumps(row).encode())
 
 
-def measure(generator=None):
-    """Return the METRICS of a generator's images, by default those of other real images."""
+def measure(source):
+    """Return the METRICS of the images of a generator or of one of the REFERENCES."""
     images, _, _ = dataset.load(DATASET, "train", DATA_DIR)
     held_out, _, _ = dataset.load(DATASET, "test", DATA_DIR)
     chosen, rest = metrics.split_real(torch.arange(len(images)), N_IMAGES)
     real, train_images = images[chosen], images
-    if generator:
-        ours = sampling.sample(generator, {}, len(real), seed=1)
+    if source == "Gaussian of the pixels":
+        ours = metrics.gaussian_reference(images, len(real))
+    elif source != "real vs real":
+        ours = sampling.sample(source, {}, len(real), seed=1)
     else:
         ours = images[rest]
         # Without these, each of which would be a copy of itself.
@@ -193,12 +198,13 @@ def print_table(names, rows):
         own = [row for row in rows if row["variant"] == name]
         cells = [compare.mean_and_range([row[key] for row in own], METRICS[key]) for key in METRICS]
         print(f"| {name} | {' | '.join(cells)} | {sum(row['collapsed'] for row in own)} |")
-    real_vs_real = measure()
-    cells = [format(real_vs_real[key], spec) for key, spec in METRICS.items()]
-    print(f"| other real images | {' | '.join(cells)} | |")
+    for name in REFERENCES:
+        numbers = measure(name)
+        cells = [format(numbers[key], spec) for key, spec in METRICS.items()]
+        print(f"| {name} | {' | '.join(cells)} | |")
     print(
         f"\n{dataset.title(DATASET)}, {EPOCHS} epochs, mean (range) of {SEEDS} seeds; "
-        f"N = {real_vs_real['n']:,}, k = {metrics.K}. {compare.machine(torch.device('cpu'))}.\n\n"
+        f"N = {numbers['n']:,}, k = {metrics.K}. {compare.machine(torch.device('cpu'))}.\n\n"
         f"    python {shlex.join(sys.argv)}"
     )
 

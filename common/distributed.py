@@ -79,7 +79,7 @@ def join(store, rank, n, constants):
         )
     backend = "gloo"
     if constants["DEVICE"] != "cpu" and torch.cuda.is_available():
-        gpu, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_processes()
+        gpu, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if gpu >= gpus:
             started = os.environ["LOCAL_WORLD_SIZE"]
             raise UserError(

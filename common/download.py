@@ -14,7 +14,7 @@ from common import files
 from common.settings import UserError, printable
 
 TIMEOUT = 30  # seconds without a byte after which a server counts as stalled
-WINDOW, LOWEST_RATE = 60, 1000  # seconds, and bytes a second in them below which it crawls
+WINDOW, LOWEST_RATE = 60, 1000  # seconds, and bytes a second in them below which it is too slow
 RETRIES = 2  # further tries after a server error or a broken connection
 PAUSE = 3  # seconds before a further try
 

@@ -200,6 +200,6 @@ def reading(path, missing=""):
     except (OSError, MemoryError) as error:
         cause = getattr(error, "strerror", None) or str(error) or "too little memory"
         raise UserError(
-            f"{path} cannot be read now: {cause}. The file may be whole: mend that, and run the "
+            f"{path} cannot be read now: {cause}. The file may be whole: fix that, and run the "
             "same command again."
         ) from None

@@ -44,7 +44,7 @@ def describe(device):
 
 
 def free_memory():
-    """Return the bytes of memory that Linux, or its container, still has; elsewhere infinity."""
+    """Return the bytes of memory free on Linux, at most its container's limit; else infinity."""
     meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     found = [math.inf]
     if meminfo.exists():
@@ -55,7 +55,7 @@ def free_memory():
 
 
 def place(images, device):
-    """Return images on the device, or where they are if they would fill more than half of it."""
+    """Return images on the device, or as they are if they would fill half of its free memory."""
     if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         print(f"the images stay in memory: {images.nbytes / 1e9:.1f} GB are too much for {device}")
         return images

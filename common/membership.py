@@ -14,7 +14,7 @@ def membership_auc(synthetic, members, non_members):
     """Return how well the distance to the nearest synthetic image tells members from others.
 
     Formula: score s(x) = -min over g in synthetic of |x - g|, in grey levels over all pixels, then
-    `separate`. Shapes: three sets of uint8 (N, C, 28, 28) -> a dict as there. A generator that
+    `separate`. Shapes: three sets of uint8 (N, C, S, S) -> a dict as there. A generator that
     copies gives an AUC near 1, one that draws from the same distribution and remembers nothing 0.5.
     The test images of a data set are often not quite like its training images, which moves the AUC
     without any memory: look at the controls as well, other training images in place of
@@ -30,7 +30,7 @@ def logit_auc(discriminator, members, non_members):
     """Return how well a discriminator's mean logit tells members from others.
 
     Members were shown to it as real in every epoch. discriminator: in eval mode; one that was
-    trained with labels gets none (zeros). Shapes: two sets of uint8 (N, C, 28, 28) -> a dict as
+    trained with labels gets none (zeros). Shapes: two sets of uint8 (N, C, S, S) -> a dict as
     `separate` returns. Source: Hayes et al. 2019, LOGAN, section 4.1.
     """
     return separate(*(logits(discriminator, images) for images in (members, non_members)))
@@ -38,7 +38,7 @@ def logit_auc(discriminator, members, non_members):
 
 @torch.inference_mode()
 def logits(discriminator, images):
-    """Return the mean logits (N,) of uint8 images (N, C, 28, 28)."""
+    """Return the mean logits (N,) of uint8 images (N, C, S, S)."""
     embed = discriminator.embed
     n_labels = 0 if embed is None else embed.in_features
     batches = (to_network(batch) for batch in images.split(256))

@@ -22,7 +22,7 @@ def describe(value):
     if isinstance(value, torch.Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, int) and not -HUGE <= value <= HUGE:
-        return "a number beyond all measure"
+        return "a huge number"
     if isinstance(value, str):
         return repr(value if len(value) <= 40 else value[:40] + "...")
     if value is None or isinstance(value, (bool, int, float)):

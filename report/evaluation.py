@@ -196,9 +196,9 @@ def copies(captions, samples, neighbours, saved, path, out, options):
     page["picture"] = draw_pairs(*inputs, out / "copies.png", scale)
     distances = {"synthetic": per_pixel(neighbours.synthetic[0], samples.images)}
     if neighbours.held_out is not None:
-        path = out / "copies_held_out.png"
         page["n_held_out"] = len(samples.held_out)
-        page["held_out"] = draw_pairs(*inputs, path, scale, held_out=True)
+        held_out = out / "copies_held_out.png"
+        page["held_out"] = draw_pairs(*inputs, held_out, scale, held_out=True)
         distances["held-out"] = per_pixel(neighbours.held_out[0], samples.images)
     if can_show_copies(neighbours):
         page |= metrics.memorisation_scores(neighbours.synthetic[0], neighbours.held_out[0])

@@ -163,7 +163,7 @@ ODD_VALUES = {  # name: (change, words of the message)
     "an epoch of text": (put("1", "epoch"), "epoch"),
     "a step that does not fit": (put(6, "step"), "step is 6, not 5"),
     "an endless step": (put(2**200, "step"), "step"),
-    "a step of hundreds of digits": (put(10**300, "step"), "beyond all measure"),
+    "a step of hundreds of digits": (put(10**300, "step"), "a huge number"),
     "a negative time": (put(-1.0, "seconds"), "seconds"),
     "an endless time": (put(float("inf"), "seconds"), "seconds"),
     "no history": (put(None, "history"), "history"),

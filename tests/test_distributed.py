@@ -16,7 +16,8 @@ import torch.distributed as dist
 from conftest import REPO, signal_in_step
 from test_training import assert_same_run, contents, steps_done, wait_for_a_step
 
-from common import checkpoint
+from common import checkpoint, distributed
+from common.settings import UserError
 
 
 def train_in_two(*arguments):
@@ -153,3 +154,26 @@ def test_stopping_torchrun_saves_the_run(torchrun):
     assert text.count("nothing is lost. To resume:") == 1 and "error: " not in text
     said = int(re.search(r"stopped in epoch (\d+)", text)[1])
     assert math.ceil(steps_done() / 3) == said
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="started 2 processes here, and torch finds 1 CUDA devices"):
+        distributed.join(None, 1, 2, {"BATCH_SIZE": 64, "DEVICE": "auto"})
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    chosen, joined = [], []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: joined.append(backend))
+    monkeypatch.setattr(distributed, "FIRST_ONLY", ())
+    monkeypatch.setattr(checkpoint, "find", checkpoint.find)  # join replaces it
+    distributed.join(None, 1, 2, {"BATCH_SIZE": 64, "DEVICE": "auto"})
+    assert (chosen, joined) == ([1], ["cpu:gloo,cuda:nccl"])
