@@ -101,8 +101,9 @@ def open_dicom(path):
     """Return (picture, own_range) of the first frame of a DICOM file as a viewer shows it.
 
     Stored values are rescaled (slope and intercept, or the modality LUT), then shown through the
-    first VOI LUT or window of the file, or else by their own range, from the darkest to the
-    brightest; MONOCHROME1, where low is bright, is inverted. Raises as read_image does.
+    first VOI LUT or window of the file, or else, if they have more than 8 bits, by their own range,
+    from the darkest to the brightest; MONOCHROME1, where low is bright, is inverted. Raises as
+    read_image does.
     Source: DICOM PS3.3, C.7.6.3.1.2, C.11.1 and C.11.2.
     """
     import pydicom
