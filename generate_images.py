@@ -71,8 +71,7 @@ def main():
     if VAL_AND_TEST == "real":
         if FORMAT == "png":
             raise UserError('VAL_AND_TEST=real: legal with FORMAT=png is "empty"')
-        data_dir = DATA_DIR or saved["settings"]["DATA_DIR"]
-        real = load_real(saved, data_dir)
+        real = load_real(checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT))
 
     pictures = runs.run_folder(IMAGES_DIR, folder.name)
     out = Path(os.path.normpath(OUT)) if OUT else pictures / "export"
@@ -97,16 +96,17 @@ def main():
             print(f"medmnist's len() of it fails: it insists on {n_whole:,} images (N_IMAGES=0)")
 
 
-def load_real(saved, data_dir):
+def load_real(saved):
     """Return {split: (images, labels, source)} of the real images that are copied.
 
-    Raises UserError if they are missing or do not go with the synthetic ones.
+    Raises UserError if they are missing or do not go with the synthetic ones, or if the file has
+    changed since the training, so that images of the training could be among them.
     """
     name, size, real = saved["settings"]["DATASET"], saved["settings"]["SIZE"], {}
+    _, _, path = checkpoint.load_training_images(saved, DATA_DIR)
     for split in ("val", "test"):
         about = checkpoint.describe_data(saved)
-        images, labels, source = dataset.load(name, split, data_dir, size=size, trained_on=about)
-        path = dataset.file(data_dir, name, size)
+        images, labels, source = dataset.load(name, split, path.parent, size=size, trained_on=about)
         dataset.check_channels(path, split, images, saved["channels"])
         if ((labels < 0) | (labels > 255)).any():  # the export holds bytes
             span = f"{labels.min()} to {labels.max()}, not 0 to 255"

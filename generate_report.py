@@ -82,14 +82,14 @@ def main(constants):
     snapshots = runs.find_snapshots(folder)
     captions = describe(saved, snapshots)
     options = sections.fewer_tiles(SimpleNamespace(**constants), saved["settings"]["SIZE"])
-    images, labels, path = load_training_images(saved)
+    images, labels, path = checkpoint.load_training_images(saved, DATA_DIR)
     generator, grids = load_generators(saved, folder, snapshots, captions.epoch, options)
     samples = draw_samples(images, labels, path, generator, saved, grids)
     neighbours = find_neighbours(samples) if NUMBERS or COPIES or FAILURES else None
 
     # Draw the sections.
     _lock = files.lock(out, doing="drawing", constant="IMAGES_DIR")  # while main runs
-    archive_other_run(out, grids)
+    archive_other_run(out, saved["epoch"])
     files.remove_leftovers(out)
     by_label = BY_LABEL and saved["label_counts"]
     networks = (generator, saved, folder / "checkpoint.pt", path)
@@ -147,25 +147,6 @@ def describe(saved, snapshots):
         why=why,
         of_epochs=of_epochs,
     )
-
-
-def load_training_images(saved):
-    """Return the images that a run was trained on, their label vectors or None, and their file.
-
-    Raises UserError if they are no longer there; nothing is downloaded or drawn.
-    """
-    trained, trained_on = saved["settings"], checkpoint.describe_data(saved)
-    folder = DATA_DIR or trained["DATA_DIR"]
-    name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
-    part = {"fraction": fraction, "seed": seed, "size": trained["SIZE"]}
-    images, labels, source = dataset.load(name, "train", folder, trained_on=trained_on, **part)
-    labels = dataset.encode_labels(saved["info"], labels) if trained.get("CONDITIONAL") else None
-    if dataset.sha256(images, labels) != saved["data_sha256"]:
-        raise UserError(
-            f"{source}: these are not the images that the run was trained on. {trained_on}; give "
-            "the folder of that file as --DATA_DIR"
-        )
-    return images, labels, dataset.file(folder, name, trained["SIZE"])
 
 
 def load_held_out(path, name, like):
@@ -240,9 +221,11 @@ def find_neighbours(samples):
     )
 
 
-def archive_other_run(out, grids):
-    """Archive the folder of pictures if it shows epochs that this run does not have."""
-    ours = {f"epoch_{epoch:04d}.png" for epoch in grids}
+def archive_other_run(out, epochs):
+    """Archive the folder of pictures if it shows an epoch after the last of this run."""
+    if (out / "checkpoint.pt").exists():  # MODELS_DIR is IMAGES_DIR, so it is this run
+        return
+    ours = {f"epoch_{epoch:04d}.png" for epoch in range(1, epochs + 1)}  # snapshots may be gone
     if any(path.name not in ours for path in (out / "epochs").glob("epoch_*.png")):
         print(f"{out} holds pictures of another run; it is now called {runs.archive(out)}")
 

@@ -105,6 +105,8 @@ def load_data():
     images, labels, source = dataset.load(DATASET, "train", DATA_DIR, TRAIN_FRACTION, SEED, SIZE)
     info = dataset.find_info(DATASET, DATA_DIR, SIZE)
     labels = dataset.encode_labels(info, labels) if CONDITIONAL else labels[:, :0].float()
+    if len(images) < 2:
+        raise UserError(f"TRAIN_FRACTION={TRAIN_FRACTION} leaves 1 image of {source}: 2 are needed")
     if len(images) < BATCH_SIZE:
         raise UserError(
             f"BATCH_SIZE={BATCH_SIZE}: legal is at least 2 and at most {len(images)}, the "

@@ -129,6 +129,26 @@ def describe_data(saved):
     return f"The run was trained on {dataset.title(saved['info'])}{which}"
 
 
+def load_training_images(saved, data_dir):
+    """Return the images that a run was trained on, their label vectors or None, and their file.
+
+    data_dir: the folder of that file; empty: the one the run was trained from. Raises UserError if
+    they are no longer there; nothing is downloaded or drawn.
+    """
+    trained, trained_on = saved["settings"], describe_data(saved)
+    folder = data_dir or trained["DATA_DIR"]
+    name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
+    part = {"fraction": fraction, "seed": seed, "size": trained["SIZE"]}
+    images, labels, source = dataset.load(name, "train", folder, trained_on=trained_on, **part)
+    labels = dataset.encode_labels(saved["info"], labels) if trained.get("CONDITIONAL") else None
+    if dataset.sha256(images, labels) != saved["data_sha256"]:
+        raise UserError(
+            f"{source}: these are not the images that the run was trained on. {trained_on}; give "
+            "the folder of that file as --DATA_DIR"
+        )
+    return images, labels, dataset.file(folder, name, trained["SIZE"])
+
+
 def refuse(path, cause):
     if path.name == "checkpoint.pt":
         fix = "Move it away, and put a copy in its place, train anew or take another RUN_NAME."

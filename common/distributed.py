@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-from common import checkpoint, files, metrics, runs, startup
+from common import checkpoint, dataset, files, metrics, runs, startup
 from common.hardware import processes
 from common.settings import UserError
 
@@ -91,8 +91,20 @@ def join(store, rank, n, constants):
             backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=n, timeout=PATIENCE)
     checkpoint.find = shared(checkpoint.find)
+    dataset.load = in_turn(dataset.load)  # the first makes the file that the others then read
     for module, name in FIRST_ONLY if rank > 0 else ():
         setattr(module, name, lambda *_: None)
+
+
+def in_turn(function):
+    """Return a function that the first process calls, and has finished, before the others do."""
+
+    def call(*arguments):
+        result = function(*arguments) if is_first() else None
+        shared(int)()  # wait for it
+        return result if is_first() else function(*arguments)
+
+    return call
 
 
 def shared(function):

@@ -85,6 +85,31 @@ def read_once(text, target, size):
             arrays = read_npz(source, size)
         with files.atomic_write(target) as file:
             np.savez_compressed(file, **arrays, made_from=np.array(made_from))
+            file.flush()
+            if target.exists() and checksums(target) != checksums(file.name):
+                keep(target)  # a run may have been trained on it
+
+
+def checksums(path):
+    """Return the checksums of the arrays in a file but made_from, None if it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile:
+        return None
+    return {member.filename: member.CRC for member in members if "made_from" not in member.filename}
+
+
+def keep(target):
+    """Rename the file of images that have changed since, to the first free NAME_28-old-1.npz."""
+    number = 1
+    while (old := target.with_name(f"{target.stem}-old-{number}.npz")).exists():
+        number += 1
+    target.rename(old)
+    print(
+        f"the images have changed: what {target} held is now {old}. To go on with a run that was "
+        f"trained on it, rename it back and give --DATASET={target}"
+    )
 
 
 def digest(*parts):
@@ -122,20 +147,30 @@ def describe(path, name):
             columns = labels.shape[1] if labels.ndim == 2 else 1
             if "label_names.npy" in archive.namelist():
                 names = [printable(text)[:200] for text in npz.read_texts(archive, "label_names")]
+                check_names(path, names, labels)
             else:
                 highest = int(labels.max(initial=0)) if columns == 1 else columns - 1
                 names = [str(number) for number in range(min(highest + 1, MAX_LABELS))]
     except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
         cause = error if isinstance(error, npz.Damaged) else type(error).__name__
         raise UserError(f"{path} cannot be read ({cause}). Move it away.") from None
-    if len({*names, ""}) <= len(names):
-        raise UserError(f"{path} has label_names that are empty or there twice. Name each label.")
     return {
         "python_class": name,
         "task": "multi-label, binary-class" if columns > 1 else "multi-class",
         "label": {str(number): label for number, label in enumerate(names[:MAX_LABELS])},
         "n_samples": counts,
     }
+
+
+def check_names(path, names, labels):
+    """Raise UserError unless each label in an array, (N,) or (N, L), has a name of its own."""
+    columns = labels.shape[1] if labels.ndim == 2 else 1
+    needed = columns if columns > 1 else int(labels.max(initial=-1)) + 1
+    cause = f"{len(names)} label_names for {needed} labels" if len(names) < needed else ""
+    if len({*names, ""}) <= len(names):
+        cause = "label_names that are empty or there twice"
+    if cause:
+        raise UserError(f"{path} has {cause}. Name each label.")
 
 
 # --- A folder ---
@@ -218,7 +253,8 @@ def read_folder(root, paths, target, size):
         except MemoryError:
             raise
         except Exception as error:  # Pillow and pydicom raise dozens of kinds for damaged files
-            cause = error if isinstance(error, pictures.Unusable) else type(error).__name__
+            told = isinstance(error, (pictures.Unusable, Image.DecompressionBombError))
+            cause = error if told else type(error).__name__
             bad.append(f"{printable(path)} ({cause})")
             continue
         if pixels.ndim == 3:
@@ -288,7 +324,7 @@ def read_npz(path, size):
     def refuse(cause):
         raise UserError(f"{path} {cause}. docs/FILES.md says what the file of own images holds.")
 
-    arrays = {}
+    arrays, layouts = {}, {}
     try:
         with files.reading(path), zipfile.ZipFile(path) as archive:
             members = archive.namelist()
@@ -299,7 +335,8 @@ def read_npz(path, size):
             for split in SPLITS:
                 pixels, truth = f"{split}_images", f"{split}_labels"
                 (n, *shape), dtype = npz.read_header(archive, pixels)
-                if dtype != np.uint8 or shape[:1] != shape[1:2] or shape[2:] not in ([], [3]):
+                square = len(shape) > 1 and shape[0] == shape[1] and shape[2:] in ([], [3])
+                if dtype != np.uint8 or not square:
                     kind = f"{str(dtype)[:40]} {(n, *shape)}"
                     refuse(f"has {pixels} of {kind}, not uint8 (N, H, H) or (N, H, H, 3)")
                 if shape[0] < size:
@@ -307,6 +344,11 @@ def read_npz(path, size):
                 rows, dtype = npz.read_header(archive, truth)
                 if dtype.kind not in "iub" or len(rows) not in (1, 2) or rows[0] != n:
                     refuse(f"has {truth} of {str(dtype)[:40]} {rows}, not integers ({n}, L)")
+                if n == 0 and split == "train":
+                    refuse("has no train_images")
+                layout = shape[2:], rows[1:] or (1,)
+                if n > 0 and layout != layouts.setdefault("of train", layout):
+                    refuse(f"has {split}_images or {truth} of another layout than in train")
                 arrays[pixels] = small = np.empty((n, size, size, *shape[2:]), np.uint8)
                 with tqdm(total=n, desc=split, unit=" images", disable=None) as bar:
                     for start, images in npz.read_rows(archive, pixels, ROWS):
@@ -318,7 +360,9 @@ def read_npz(path, size):
                         bar.update(len(images))
                 arrays[truth] = npz.read_array(archive, truth, np.int64)
             if "label_names.npy" in members:
-                arrays["label_names"] = np.array(npz.read_texts(archive, "label_names"), np.str_)
+                names = npz.read_texts(archive, "label_names")
+                check_names(path, names, arrays["train_labels"])
+                arrays["label_names"] = np.array(names, np.str_)
     except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
         told = isinstance(error, (zipfile.BadZipFile, npz.Damaged))
         cause = error if told else type(error).__name__

@@ -52,7 +52,12 @@ def open_image(path):
     """Return (picture, own_range) of a PNG, JPEG or TIFF file, upright, for square."""
     quiet = warnings.catch_warnings(action="ignore")  # of odd metadata
     with quiet, Image.open(path, formats=("PNG", "JPEG", "TIFF")) as opened:
-        image = ImageOps.exif_transpose(opened)
+        if ";16" in str(opened.tile) and not opened.mode.startswith(("I", "F")):
+            raise Unusable("16 bits in several channels, of which Pillow reads 8")
+        try:
+            image = ImageOps.exif_transpose(opened)
+        except Exception:  # damaged EXIF; the picture may be whole
+            image = opened.copy()
         white_is_zero = getattr(opened, "tag_v2", {}).get(PHOTOMETRIC) == 0
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
@@ -119,14 +124,16 @@ def open_dicom(path):
         if header.PhotometricInterpretation == "PALETTE COLOR":
             values = dicom.apply_color_lut(values, header)
         if values.ndim == 3:
-            share = 255 / np.iinfo(values.dtype).max
-            return Image.fromarray((values * share).round().astype(np.uint8)), False
+            highest = np.iinfo(values.dtype).max
+            if header.PhotometricInterpretation != "PALETTE COLOR":
+                highest = 2**header.BitsStored - 1
+            return Image.fromarray((values * (255 / highest)).round().astype(np.uint8)), False
         values = dicom.apply_modality_lut(values, header)
         own_range = False
         if header.get("VOILUTSequence"):
             values = dicom.apply_voi(values, header)
             black, white = 0, 2 ** header.VOILUTSequence[0].LUTDescriptor[2] - 1
-        elif header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
+        elif header.get("WindowCenter") is not None and np.ravel(header.get("WindowWidth") or 0)[0]:
             values = dicom.apply_windowing(values, header)
             black, white = dicom.apply_windowing(np.array([-1e15, 1e15]), header)  # its ends
         elif values.dtype == np.uint8 and header.BitsStored == 8:

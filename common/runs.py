@@ -5,12 +5,13 @@ import re
 from pathlib import Path
 
 from common import startup
-from common.settings import UserError
+from common.schema import NAME
+from common.settings import UserError, printable
 
 
 def run_folder(parent, run_name):
     """Return parent/run_name as a Path; nothing is created. Raises UserError for an odd name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_name):
+    if not NAME.fullmatch(run_name):
         raise UserError(
             f"RUN_NAME={run_name}: legal are 1 to 100 letters, digits, '.', '_' and '-', "
             f"the first one a letter or a digit; it names a folder in {parent}"
@@ -39,7 +40,13 @@ def find_run(models_dir, run_name):
             raise unreadable
     if not checkpoints:
         raise UserError(f"{models_dir} holds no run yet; first run python train_model.py")
-    return checkpoints[max(checkpoints)].parent
+    newest = checkpoints[max(checkpoints)].parent
+    if not NAME.fullmatch(newest.name):
+        raise UserError(
+            f"{printable(str(newest))} was trained last, and its name is not legal. Rename it to "
+            "at most 100 letters, digits, '.', '_' and '-', or choose another run by --RUN_NAME"
+        )
+    return newest
 
 
 def find_snapshots(folder):

@@ -4,12 +4,15 @@ Imports nothing slow: a script calls begin before it imports torch, which takes 
 """
 
 import contextlib
+import importlib.util
 import os
 import signal
 import sys
 import threading
 from types import SimpleNamespace
 
+PACKAGES = ("torch", "torchvision", "medmnist", "numpy", "matplotlib", "imageio", "PIL", "tqdm")
+PACKAGES += ("filelock", "jinja2")  # of requirements.txt, as they are imported
 PATIENCE = 10  # seconds after which a process that was told to stop is ended in any case
 
 
@@ -53,7 +56,7 @@ class Output:
 
 
 def begin():
-    """Prepare a script for its slow imports.
+    """Prepare a script for its slow imports. Exits with status 1 if they cannot succeed.
 
     Nothing that is wrong with the output streams, and no matplotlibrc, will end it. Ctrl-C ends it,
     even where a module has a bare except. SIGUSR1, a scheduler's warning, does not.
@@ -71,6 +74,14 @@ def begin():
         signal.signal(signal.SIGINT, end_at_once)
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if sys.version_info < (3, 11):  # noqa: UP036, to say so
+        sys.exit(f"error: Python 3.11 or newer is needed, {sys.executable} is older")
+    missing = [name for name in PACKAGES if not importlib.util.find_spec(name)]
+    if missing:
+        sys.exit(
+            f"error: {sys.executable} lacks {', '.join(missing)}. Activate the environment that "
+            "has them, or run pip install -r requirements.txt"
+        )
 
 
 def end_at_once(number=signal.SIGINT, _=None, line="interrupted"):

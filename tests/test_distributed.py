@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import forks
@@ -14,9 +15,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import REPO, signal_in_step
+from test_folder import save
 from test_training import assert_same_run, contents, steps_done, wait_for_a_step
 
-from common import checkpoint, distributed
+from common import checkpoint, dataset, distributed
 from common.settings import UserError
 
 
@@ -156,6 +158,21 @@ def test_stopping_torchrun_saves_the_run(torchrun):
     assert math.ceil(steps_done() / 3) == said
 
 
+def test_the_first_process_reads_your_own_images_and_tells_of_it(small, monkeypatch):
+    for number in range(10):
+        save(f"scans/{number}.png")
+    load = dataset.load
+
+    def load_late(*arguments):
+        time.sleep(2 * (os.environ["RANK"] == "0"))
+        return load(*arguments)
+
+    monkeypatch.setattr(dataset, "load", load_late)
+    arguments = ["--DATASET=scans", "--EPOCHS=1", "--BATCH_SIZE=4", "--METRIC_IMAGES=0"]
+    (status, text), _ = train_in_two(*arguments)
+    assert status == 0 and "read 7 train, 1 val, 2 test images" in text
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -174,6 +191,7 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: joined.append(backend))
     monkeypatch.setattr(distributed, "FIRST_ONLY", ())
-    monkeypatch.setattr(checkpoint, "find", checkpoint.find)  # join replaces it
+    for module, name in ((checkpoint, "find"), (dataset, "load")):  # join replaces them
+        monkeypatch.setattr(module, name, getattr(module, name))
     distributed.join(None, 1, 2, {"BATCH_SIZE": 64, "DEVICE": "auto"})
     assert (chosen, joined) == ([1], ["cpu:gloo,cuda:nccl"])

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import shutil
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,43 @@ def test_16_bits_are_scaled_by_the_files_own_range(capsys, name):
     assert "1 images of more than 8 bits are scaled by the range" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("bands", [3, 4])
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_16_bits_in_colour_are_passed_over_and_not_made_black(capsys, name, bands):
+    save("scans/b.png")
+    write_16_bits(f"scans/{name}", ramp(high=4000, kind=np.uint16)[..., None].repeat(bands, -1))
+    assert len(load()[0]) == 1
+    assert f"{name} (16 bits in several channels" in capsys.readouterr().out
+
+
+def write_16_bits(path, pixels):
+    """Write an uncompressed PNG or little-endian TIFF of 16 bits a channel; Pillow writes none."""
+    height, width, bands = pixels.shape
+    if path.endswith(".png"):
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+        header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[bands], 0, 0, 0)
+        chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+        content = b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks.items()
+        )
+    else:
+        data = pixels.astype("<u2").tobytes()
+        bits, extra = 8 + len(data), [(338, 3, 1, 2)] if bands == 4 else []
+        tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, bands, bits), (259, 3, 1, 1)]
+        tags += [(262, 3, 1, 2), (273, 4, 1, 8), (277, 3, 1, bands), (278, 4, 1, height)]
+        tags += [(279, 4, 1, len(data)), (284, 3, 1, 1), *extra]
+        content = struct.pack("<2sHI", b"II", 42, bits + 2 * bands) + data
+        content += struct.pack(f"<{bands}H", *[16] * bands) + struct.pack("<H", len(tags))
+        content += b"".join(struct.pack("<HHII", *tag) for tag in tags) + struct.pack("<I", 0)
+    Path(path).write_bytes(content)
+
+
+def test_a_picture_with_damaged_exif_is_read():
+    save("scans/a.jpeg", exif=b"Exif\0\0II*\0\x08\0\0\0" + b"\xff" * 40)
+    assert load()[0].shape == (1, 28, 28)
+
+
 def test_16_bits_all_alike_are_black():
     save("scans/a.png", ramp(56, 56, 1000, 1000, np.uint16))
     assert load()[0].max() == 0
@@ -215,7 +254,14 @@ def test_a_folder_is_read_again_only_when_it_has_changed(capsys):
         assert len(new["train_images"]) == 3
     os.utime("scans/a/0.png", (1, 1))
     load()
-    assert capsys.readouterr().out.count("reading") == 3
+    told = capsys.readouterr().out
+    assert told.count("reading") == 3 and told.count("the images have changed") == 2
+    # What was read before is kept; the third time it was the same.
+    assert Path("data/scans_28-old-1.npz").read_bytes() == before
+    assert sorted(Path("data").glob("*-old-*")) == [
+        Path("data/scans_28-old-1.npz"),
+        Path("data/scans_28-old-2.npz"),
+    ]
 
 
 def test_a_folder_that_cannot_be_written_to_is_enough():
@@ -322,6 +368,20 @@ ODD_FILES = {
     "not square": ({"val_images": np.zeros((10, 28, 30), np.uint8)}, "val_images of uint8"),
     "labels of text": ({"test_labels": np.array(["a"] * 10)}, "test_labels of <U1"),
     "too few labels": ({"test_labels": np.zeros(9, int)}, "test_labels of int64 (9,)"),
+    "no training images": (
+        {"train_images": np.zeros((0, 28, 28), np.uint8), "train_labels": np.zeros((0, 1), int)},
+        "mine.npz has no train_images",
+    ),
+    "an empty row of numbers": ({"val_images": np.zeros(0, np.uint8)}, "val_images of uint8 (0,)"),
+    "colour in one split": (
+        {"test_images": np.zeros((10, 28, 28, 3), np.uint8)},
+        "mine.npz has test_images or test_labels of another layout than in train",
+    ),
+    "more columns in one split": (
+        {"val_labels": np.zeros((10, 2), int)},
+        "mine.npz has val_images or val_labels of another layout than in train",
+    ),
+    "too few names": ({"label_names": np.array(["a"])}, "1 label_names for 2 labels"),
     "names of numbers": ({"label_names": np.arange(2)}, "label_names is of type int64"),
     "names of objects": ({"label_names": np.array(["a", 1], object)}, "cannot be read"),
 }
@@ -336,8 +396,13 @@ def test_an_npz_of_another_kind_is_refused(changes, words):
 @pytest.mark.parametrize("given", [["a", "a"], ["a", ""]])
 def test_a_label_needs_a_name_of_its_own(given):
     write_npz("mine.npz", 28, label_names=np.array(given))
-    load("mine.npz")
-    assert "label_names that are empty or there twice" in refusal(names, "mine.npz")
+    message = refusal(load, "mine.npz")
+    assert "mine.npz has label_names that are empty or there twice" in message
+    Path("data").mkdir(exist_ok=True)
+    shutil.move("mine.npz", "data/mine_28.npz")  # it is used as it is
+    load("data/mine_28.npz")
+    message = refusal(names, "data/mine_28.npz")
+    assert "mine_28.npz has label_names that are empty or there twice" in message
 
 
 def test_a_name_cannot_be_an_escape_code_and_numbers_are_no_names_beyond_a_byte():
@@ -398,6 +463,17 @@ def test_rescale_window_and_monochrome1_are_obeyed(shipped):
     header.save_as("scans/a.dcm")
     inverted = pictures.read_image(Path("scans/a.dcm"), 28)[0]
     assert np.abs(255 - seen - inverted).max() <= 1
+
+
+def test_a_window_without_width_is_none(shipped):
+    import pydicom
+
+    header = pydicom.dcmread(shipped / "CT_small.dcm")
+    header.WindowCenter, header.WindowWidth = 50, 0
+    Path("scans").mkdir()
+    header.save_as("scans/a.dcm")
+    pixels, own_range = pictures.read_image(Path("scans/a.dcm"), 28)
+    assert own_range and np.ptp(pixels) > 100
 
 
 def test_a_voi_lut_is_obeyed(shipped):
@@ -520,6 +596,24 @@ def test_an_export_copies_the_real_splits(own, run):
     with np.load("out/chest_xray_28.npz") as new, np.load("data/chest_xray_28.npz") as old:
         assert np.array_equal(new["test_images"], old["test_images"])
         assert np.array_equal(new["val_labels"], old["val_labels"])
+
+
+def test_an_export_copies_no_real_images_of_a_file_that_has_changed(own, run):
+    with np.load("data/chest_xray_28.npz") as file:
+        arrays = dict(file)
+    arrays["test_images"], arrays["train_images"] = arrays["train_images"], arrays["test_images"]
+    arrays["test_labels"], arrays["train_labels"] = arrays["train_labels"], arrays["test_labels"]
+    Path("data/chest_xray_28.npz").unlink()
+    np.savez("data/chest_xray_28.npz", **arrays)
+    result = run("generate_images.py", "--VAL_AND_TEST=real", "--OUT=out")
+    assert result.status == 1 and "not the images that the run was trained on" in result.text
+    assert not Path("out").exists()
+
+
+def test_a_single_image_is_too_few(run):
+    save("scans/train/a/0.png")
+    result = run("train_model.py", "--DATASET=scans")
+    assert result.status == 1 and "leaves 1 image of data/scans_28.npz" in result.text
 
 
 def test_a_run_whose_images_have_changed_is_not_resumed(own, run):

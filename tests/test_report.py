@@ -164,6 +164,23 @@ def test_pictures_of_another_run_are_archived_and_not_mixed_in(run, train):
     assert_whole_report("images/phantom-old-1", [1, 2], 1000)
 
 
+def test_pictures_stay_when_a_snapshot_is_gone(run, train):
+    train("--EPOCHS=2")
+    run("generate_report.py", *SHORT)
+    Path("models/phantom/generator_epoch_0001.pt").unlink()
+    assert run("generate_report.py", *SHORT).status == 0
+    assert "epochs/epoch_0001.png" in pictures("images/phantom")
+    assert not list(Path("images").glob("*-old-*"))
+
+
+def test_a_run_is_never_archived_with_its_pictures(run, train):
+    train("--EPOCHS=2")
+    run("generate_report.py", "--IMAGES_DIR=models", *SHORT)
+    Path("models/phantom/epochs/epoch_0009.png").touch()
+    assert run("generate_report.py", "--IMAGES_DIR=models", *SHORT).status == 0
+    assert Path("models/phantom/checkpoint.pt").exists()
+
+
 def times_shown(image, picture):
     """How often an image (1, 28, 28) stands in a picture (H, W), each pixel a square of 2x2."""
     wanted = image[0].numpy().repeat(2, axis=0).repeat(2, axis=1)

@@ -83,6 +83,20 @@ def begin():
         process.wait()
 
 
+@pytest.mark.parametrize("script", ["train_model.py", "generate_report.py", "generate_images.py"])
+def test_missing_packages_are_said_in_a_line(script):
+    command = [sys.executable, "-S", str(REPO / script)]  # -S: without site-packages
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "lacks torch, torchvision," in done.stderr and "requirements.txt" in done.stderr
+
+
+def test_all_packages_of_the_requirements_are_looked_for():
+    lines = (REPO / "requirements.txt").read_text().splitlines()
+    imported = {"PIL" if line.startswith("Pillow") else line.split(">=")[0] for line in lines}
+    assert {*startup.PACKAGES} == imported
+
+
 # Output streams
 
 

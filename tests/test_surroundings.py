@@ -158,6 +158,14 @@ def test_no_rights_is_not_no_run(run, script, depth):
     assert "error: models" in message and "Permission denied. Change the permissions" in message
 
 
+@pytest.mark.parametrize("script", ["generate_report.py", "generate_images.py"])
+def test_a_run_of_another_name_than_legal_is_told_to_be_renamed(run, train, script):
+    train("--EPOCHS=1", name="my best run (1)")
+    result = run(script)
+    assert result.status == 1
+    assert "models/my best run (1) was trained last, and its name is not legal" in result.text
+
+
 def test_a_run_without_rights_does_not_hide_the_others(monkeypatch):
     for name in ("theirs", "ours"):
         Path("models", name).mkdir(parents=True)
