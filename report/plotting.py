@@ -192,8 +192,11 @@ def over_epochs(title):
 
 
 def set_title(axes, title):
-    """Write a title in lines that fit, with room for the legend below it."""
-    lines = (textwrap.fill(line, TITLE_LETTERS) for line in title.split("\n"))
+    """Write a title in lines that fit, none much shorter, with room for the legend below it."""
+    lines = []
+    for line in title.split("\n"):
+        wrapped = [textwrap.wrap(line, width) for width in range(20, TITLE_LETTERS + 1)]
+        lines += next(found for found in wrapped if len(found) == len(wrapped[-1]))
     axes.set_title("\n".join(lines), pad=24)
 
 
