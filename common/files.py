@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import io
+import itertools
 import os
 import secrets
 import shutil
@@ -122,6 +123,20 @@ def remove_leftovers(folder, name=""):
         for path in Path(folder).glob(pattern):
             if path.is_file():  # a folder is new_folder's, which has another lock
                 path.unlink(missing_ok=True)
+
+
+def old_names(*paths):
+    """Return what files or folders are to be called when they are put aside, a list of Paths.
+
+    The first free RUN-old-1, RUN-old-2, ..., of a file NAME-old-1.npz; all have the same number.
+    """
+    for number in itertools.count(1):
+        names = []
+        for path in paths:
+            end = path.suffix if path.is_file() else ""
+            names.append(path.with_name(f"{path.name.removesuffix(end)}-old-{number}{end}"))
+        if not any(name.exists() for name in names):
+            return names
 
 
 def make_once(path, make, *arguments):

@@ -102,9 +102,7 @@ def checksums(path):
 
 def keep(target):
     """Rename the file of images that have changed since, to the first free NAME_28-old-1.npz."""
-    number = 1
-    while (old := target.with_name(f"{target.stem}-old-{number}.npz")).exists():
-        number += 1
+    (old,) = files.old_names(target)
     target.rename(old)
     print(
         f"the images have changed: what {target} held is now {old}. To go on with a run that was "
@@ -144,28 +142,31 @@ def describe(path, name):
         with files.reading(path), zipfile.ZipFile(path) as archive:
             counts = {split: npz.read_header(archive, f"{split}_images")[0][0] for split in SPLITS}
             labels = npz.read_array(archive, "train_labels", np.int64)
-            columns = labels.shape[1] if labels.ndim == 2 else 1
             if "label_names.npy" in archive.namelist():
                 names = [printable(text)[:200] for text in npz.read_texts(archive, "label_names")]
                 check_names(path, names, labels)
             else:
-                highest = int(labels.max(initial=0)) if columns == 1 else columns - 1
-                names = [str(number) for number in range(min(highest + 1, MAX_LABELS))]
+                names = [str(number) for number in range(min(n_labels(labels), MAX_LABELS))]
     except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
         cause = error if isinstance(error, npz.Damaged) else type(error).__name__
         raise UserError(f"{path} cannot be read ({cause}). Move it away.") from None
     return {
         "python_class": name,
-        "task": "multi-label, binary-class" if columns > 1 else "multi-class",
+        "task": "multi-label, binary-class" if labels.shape[1:] > (1,) else "multi-class",
         "label": {str(number): label for number, label in enumerate(names[:MAX_LABELS])},
         "n_samples": counts,
     }
 
 
+def n_labels(labels):
+    """Return how many labels (N,) or (N, L) can be: L, or where L is 1 the classes 0, 1, ..."""
+    columns = labels.shape[1] if labels.ndim == 2 else 1
+    return int(labels.max(initial=0)) + 1 if columns == 1 else columns
+
+
 def check_names(path, names, labels):
     """Raise UserError unless each label in an array, (N,) or (N, L), has a name of its own."""
-    columns = labels.shape[1] if labels.ndim == 2 else 1
-    needed = columns if columns > 1 else int(labels.max(initial=-1)) + 1
+    needed = n_labels(labels)
     cause = f"{len(names)} label_names for {needed} labels" if len(names) < needed else ""
     if len({*names, ""}) <= len(names):
         cause = "label_names that are empty or there twice"
@@ -324,7 +325,7 @@ def read_npz(path, size):
     def refuse(cause):
         raise UserError(f"{path} {cause}. docs/FILES.md says what the file of own images holds.")
 
-    arrays, layouts = {}, {}
+    arrays = {}
     try:
         with files.reading(path), zipfile.ZipFile(path) as archive:
             members = archive.namelist()
@@ -344,10 +345,12 @@ def read_npz(path, size):
                 rows, dtype = npz.read_header(archive, truth)
                 if dtype.kind not in "iub" or len(rows) not in (1, 2) or rows[0] != n:
                     refuse(f"has {truth} of {str(dtype)[:40]} {rows}, not integers ({n}, L)")
-                if n == 0 and split == "train":
-                    refuse("has no train_images")
                 layout = shape[2:], rows[1:] or (1,)
-                if n > 0 and layout != layouts.setdefault("of train", layout):
+                if split == "train":
+                    train_layout = layout
+                    if n == 0:
+                        refuse("has no train_images")
+                elif n > 0 and layout != train_layout:
                     refuse(f"has {split}_images or {truth} of another layout than in train")
                 arrays[pixels] = small = np.empty((n, size, size, *shape[2:]), np.uint8)
                 with tqdm(total=n, desc=split, unit=" images", disable=None) as bar:

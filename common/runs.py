@@ -4,7 +4,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from common import startup
+from common import files, startup
 from common.schema import NAME
 from common.settings import UserError, printable
 
@@ -79,16 +79,14 @@ def archive(*folders):
 
     All get the same number; a folder that does not exist is skipped. Raises UserError.
     """
-    number = 1
-    while any(folder.with_name(f"{folder.name}-old-{number}").exists() for folder in folders):
-        number += 1
-    for folder in folders:
+    names = files.old_names(*folders)
+    for folder, name in zip(folders, names, strict=True):
         if folder.exists():
             try:
-                folder.rename(folder.with_name(f"{folder.name}-old-{number}"))
+                folder.rename(name)
             except OSError as error:
                 raise UserError(
                     f"{folder} cannot be renamed: {error.strerror or error}. "
                     "Rename it by hand, or choose another RUN_NAME."
                 ) from None
-    return f"{folders[0].name}-old-{number}"
+    return names[0].name

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import NARROW, networks, refusal, rewrite, run_script
 from PIL import Image
@@ -166,26 +167,20 @@ def test_16_bits_in_colour_are_passed_over_and_not_made_black(capsys, name, band
 
 
 def write_16_bits(path, pixels):
-    """Write an uncompressed PNG or little-endian TIFF of 16 bits a channel; Pillow writes none."""
+    """Write a PNG or TIFF of 16 bits a channel; Pillow writes none in colour."""
+    if path.endswith(".tif"):
+        alpha = {"extrasamples": ["unassalpha"]} if pixels.shape[-1] == 4 else {}
+        tifffile.imwrite(path, pixels, photometric="rgb", **alpha)
+        return
     height, width, bands = pixels.shape
-    if path.endswith(".png"):
-        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-        header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[bands], 0, 0, 0)
-        chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
-        content = b"\x89PNG\r\n\x1a\n" + b"".join(
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-            for kind, data in chunks.items()
-        )
-    else:
-        data = pixels.astype("<u2").tobytes()
-        bits, extra = 8 + len(data), [(338, 3, 1, 2)] if bands == 4 else []
-        tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, bands, bits), (259, 3, 1, 1)]
-        tags += [(262, 3, 1, 2), (273, 4, 1, 8), (277, 3, 1, bands), (278, 4, 1, height)]
-        tags += [(279, 4, 1, len(data)), (284, 3, 1, 1), *extra]
-        content = struct.pack("<2sHI", b"II", 42, bits + 2 * bands) + data
-        content += struct.pack(f"<{bands}H", *[16] * bands) + struct.pack("<H", len(tags))
-        content += b"".join(struct.pack("<HHII", *tag) for tag in tags) + struct.pack("<I", 0)
-    Path(path).write_bytes(content)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[bands], 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    content = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
+    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + content)
 
 
 def test_a_picture_with_damaged_exif_is_read():
