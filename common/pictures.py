@@ -121,12 +121,11 @@ def open_dicom(path):
         except RuntimeError:  # no plug-in for this compression
             kind = header.file_meta.TransferSyntaxUID.name
             raise Unusable(f"{kind}; pip install pylibjpeg[all] may help") from None
+        highest = 2**header.BitsStored - 1
         if header.PhotometricInterpretation == "PALETTE COLOR":
             values = dicom.apply_color_lut(values, header)
-        if values.ndim == 3:
             highest = np.iinfo(values.dtype).max
-            if header.PhotometricInterpretation != "PALETTE COLOR":
-                highest = 2**header.BitsStored - 1
+        if values.ndim == 3:
             return Image.fromarray((values * (255 / highest)).round().astype(np.uint8)), False
         values = dicom.apply_modality_lut(values, header)
         own_range = False
