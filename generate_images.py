@@ -12,10 +12,10 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
-from common import startup
+from common import script
 
 if __name__ == "__main__":
-    startup.begin()  # before torch, which takes seconds
+    script.prepare()  # before torch, which takes seconds
 
 import csv
 import textwrap
@@ -27,8 +27,9 @@ import torch
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-from common import checkpoint, dataset, files, runs, sampling
-from common.settings import UserError
+from common import checkpoint, files, runs, sampling
+from common.data import dataset
+from common.errors import UserError
 
 # --- Run ---
 RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
@@ -273,4 +274,4 @@ def describe(saved, folder, path, n, about_labels, real):
 
 
 if __name__ == "__main__":
-    startup.run(lambda constants: main(), globals())
+    script.run(lambda constants: main(), globals())

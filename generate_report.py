@@ -11,10 +11,10 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
-from common import startup
+from common import script
 
 if __name__ == "__main__":
-    startup.begin()  # before torch, which takes seconds
+    script.prepare()  # before torch, which takes seconds
 
 from datetime import timedelta
 from pathlib import Path
@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import checkpoint, dataset, files, metrics, runs, sampling
-from common.settings import UserError
-from report import evaluation, play, plotting, sections, verdict
+from common import checkpoint, files, metrics, runs, sampling
+from common.data import dataset
+from common.errors import UserError
+from report import detective, evaluation, play, plotting, sections
 from report.sections import Captions, Neighbours, Samples
 
 # --- Run ---
@@ -100,7 +101,7 @@ def main(constants):
         "training": (TRAINING, sections.training, (captions, samples, saved)),
         "by_label": (by_label, evaluation.by_label, (captions, samples, generator, saved)),
         "numbers": (NUMBERS, evaluation.numbers, (captions, samples, neighbours, generator, saved)),
-        "detective": (DETECTIVE, verdict.detective, (captions, samples, generator, saved)),
+        "detective": (DETECTIVE, detective.detective, (captions, samples, generator, saved)),
         "diversity": (DIVERSITY, sections.diversity, (captions, samples)),
         "copies": (COPIES, evaluation.copies, (captions, samples, neighbours, *networks[1:3])),
         "latent_space": (LATENT_SPACE, sections.latent_space, (captions, generator, saved)),
@@ -279,4 +280,4 @@ def write_page(page, captions, samples, saved, data_path, path):
 
 
 if __name__ == "__main__":
-    startup.run(main, globals(), memory=["N_SYNTHETIC", "N_EXAMINED"])
+    script.run(main, globals(), memory=["N_SYNTHETIC", "N_EXAMINED"])

@@ -11,10 +11,10 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
-from common import startup
+from common import errors, script
 
 if __name__ == "__main__":
-    startup.begin()  # before torch, which takes seconds
+    script.prepare()  # before torch, which takes seconds
 
 import copy
 import time
@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import common.distributed as distributed
-from common import checkpoint, dataset, files, hardware, metrics, runs, sampling, status
+from common import checkpoint, files, hardware, log, metrics, runs, sampling
 from common.checkpoint import Model, Progress, Run
+from common.data import dataset
 from common.ema import update_bn, update_ema
-from common.settings import UserError
+from common.errors import UserError
 from dcgan import Discriminator, Generator
 
 # --- Data ---
@@ -92,11 +93,11 @@ def main(constants):
         elif RESUME != "auto" and (folder.exists() or pictures.exists()):
             print(f"the run that was here is now called {runs.archive(folder, pictures)}")
         files.remove_leftovers(folder)
-        status.print_summary(run, progress, model, source, folder, pictures, reference)
+        log.print_summary(run, progress, model, source, folder, pictures, reference)
         images = hardware.place(images, device)
         train(images, labels.to(device), run, progress, model, folder, reference)
-        if status.looks_collapsed(progress.history[-1]):
-            print(status.COLLAPSE)
+        if log.looks_collapsed(progress.history[-1]):
+            print(log.COLLAPSE)
         print(f"{folder} is finished, after epoch {EPOCHS}. Now run: python generate_report.py")
 
 
@@ -141,7 +142,7 @@ def new_run(images, labels, info, device, constants, saved):
     )
     progress = Progress(
         permutation=torch.randperm(len(images), device=device),
-        running_sums=torch.zeros(len(status.STATISTICS), device=device),
+        running_sums=torch.zeros(len(log.STATISTICS), device=device),
     )
     return run, progress, model
 
@@ -170,7 +171,7 @@ def build(model_args, device):
     )
 
 
-@startup.short_of_memory("METRIC_IMAGES")
+@errors.short_of_memory("METRIC_IMAGES")
 def fit_reference(images):
     """Return what metrics.evaluate compares with and, as "real_vs_real", what real images reach.
 
@@ -198,7 +199,7 @@ def train(images, labels, run, progress, model, folder, reference):
     done = progress.epoch * epoch_images + progress.images_seen
     last_step = last_save = last_status = time.monotonic()
     progress_bar = tqdm(total=EPOCHS * epoch_images, initial=done, unit=" images", disable=None)
-    with startup.catch_signals() as caught, progress_bar as bar:
+    with script.catch_signals() as caught, progress_bar as bar:
         while progress.epoch < EPOCHS:
             bar.set_description(f"epoch {progress.epoch + 1}/{EPOCHS}", refresh=False)
             while progress.images_seen < epoch_images:
@@ -222,7 +223,7 @@ def train(images, labels, run, progress, model, folder, reference):
                 bar.update(BATCH_SIZE)
                 if now - last_status > (60 if bar.disable else 1):  # seconds
                     last_status = now
-                    status.show_means(bar, progress, BATCH_SIZE, EPOCHS, epoch_images)
+                    log.show_means(bar, progress, BATCH_SIZE, EPOCHS, epoch_images)
 
                 # Save a checkpoint.
                 signals = distributed.agree(caught)
@@ -232,7 +233,7 @@ def train(images, labels, run, progress, model, folder, reference):
                     last_save, signals.save = now, False
                 if signals.stop:
                     bar.close()
-                    status.print_stopped(progress.epoch + 1, RESUME)
+                    log.print_stopped(progress.epoch + 1, RESUME)
                     sys.exit(128 + signals.stop)
 
             bar.write(end_epoch(len(images), run, progress, model, folder, reference))
@@ -250,9 +251,9 @@ def set_learning_rate(model, step, decay_start):
         group["lr"] = LEARNING_RATE * min(1.0, (decay_start or step) / step)
 
 
-@startup.short_of_memory("BATCH_SIZE")
+@errors.short_of_memory("BATCH_SIZE")
 def train_step(real, labels, model, dtype):
-    """Update D, then G, by one step each. Returns status.STATISTICS as a tensor on the device.
+    """Update D, then G, by one step each. Returns log.STATISTICS as a tensor on the device.
 
     real: (B, C, S, S) in [-1, 1]; labels: float (B, K), theirs; K is 0 without CONDITIONAL. The
     fakes are drawn for the labels of the real images, so that labels that occur together stay
@@ -302,7 +303,7 @@ def generator_loss(fake_logits):
     return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 
 
-@startup.short_of_memory("METRIC_IMAGES")
+@errors.short_of_memory("METRIC_IMAGES")
 def end_epoch(n, run, progress, model, folder, reference):
     """Evaluate and write what is due after an epoch, prepare the next. Returns a status line.
 
@@ -312,14 +313,14 @@ def end_epoch(n, run, progress, model, folder, reference):
     speed = progress.images_seen / max(progress.seconds, 1e-9)  # a coarse clock may say 0
     row = {"epoch": progress.epoch + 1, "step": progress.step}
     row |= {"seconds": round(progress.seconds, 2), "images_per_second": round(speed, 1)}
-    row |= status.means(progress, BATCH_SIZE)
+    row |= log.means(progress, BATCH_SIZE)
     generator, dtype = model.generator_ema, run.settings["DTYPE"]
     update_bn(generator, run.label_counts, SEED, dtype)
     if reference:
         synthetic = sampling.sample(generator, run.label_counts, reference["n"], SEED, dtype)
         row |= metrics.evaluate(reference, synthetic)
     progress.history.append(row | {"data_set": dataset.title(run.info)})
-    line = status.describe_epoch(progress.history, EPOCHS)
+    line = log.describe_epoch(progress.history, EPOCHS)
 
     progress.epoch, progress.images_seen, progress.seconds = progress.epoch + 1, 0, 0.0
     progress.running_sums = torch.zeros_like(progress.running_sums)
@@ -332,4 +333,4 @@ def end_epoch(n, run, progress, model, folder, reference):
 
 
 if __name__ == "__main__":
-    startup.run(main, globals(), memory=["BATCH_SIZE", "METRIC_IMAGES", "TRAIN_FRACTION"])
+    script.run(main, globals(), memory=["BATCH_SIZE", "METRIC_IMAGES", "TRAIN_FRACTION"])

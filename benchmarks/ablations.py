@@ -29,8 +29,9 @@ import compare
 
 import dcgan
 import train_model
-from common import checkpoint, dataset, detective, files, metrics, sampling, settings, status
-from common.settings import UserError
+from common import checkpoint, detective, files, log, metrics, sampling, settings
+from common.data import dataset
+from common.errors import UserError
 
 # --- Training ---
 DATASET = "pneumoniamnist"  # a 2-D MedMNIST data set, or "phantom"
@@ -160,7 +161,7 @@ def train(name):
     saved = checkpoint.load(path, checkpoint.CHECKPOINT)
     generator = checkpoint.rebuild_generator(saved, path, architecture=train_model.Generator)
     row = {"variant": name, "seed": SEED} | measure(generator)
-    row["collapsed"] = any(status.looks_collapsed(epoch) for epoch in saved["history"])
+    row["collapsed"] = any(log.looks_collapsed(epoch) for epoch in saved["history"])
     with files.atomic_write(folder / "result.json") as file:
         file.write(json.dumps(row).encode())
 

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare
 
 import train_model
-from common import checkpoint, dataset, detective, files, metrics, phantom, runs, sampling, settings
+from common import checkpoint, detective, files, metrics, runs, sampling, settings
+from common.data import dataset, phantom
 
 # --- Training ---
 N_TRAIN = 78468  # phantoms to train on; ChestMNIST has as many images [1000 to 1000000]

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import dataset, hardware
+from common import hardware
+from common.data import dataset
 
 CPU = torch.device("cpu")
 

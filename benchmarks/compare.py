@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import recipes
 
 from common import files, settings
-from common.settings import UserError
+from common.errors import UserError
 
 # torch is imported inside functions: the process of the Keras recipe must not load it.
 
@@ -104,7 +104,8 @@ def main():
         )
     import torch
 
-    from common import dataset, hardware, metrics, runs
+    from common import hardware, metrics, runs
+    from common.data import dataset
 
     device = hardware.choose_device(DEVICE)
     images, _, source = dataset.load(DATASET, "train", DATA_DIR)

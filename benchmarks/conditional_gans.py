@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train_model
-from common import checkpoint, dataset, ema, sampling
+from common import checkpoint, ema, sampling
+from common.data import dataset
 
 CLASSES = 2
 

@@ -35,8 +35,9 @@ import conditional_gans
 import corruptions
 
 import train_model
-from common import checkpoint, dataset, files, hardware, metrics, sampling, settings
-from common.settings import UserError
+from common import checkpoint, files, hardware, metrics, sampling, settings
+from common.data import dataset
+from common.errors import UserError
 from dcgan import Discriminator
 
 # --- Data ---

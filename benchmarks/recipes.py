@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common.settings import UserError
+from common.errors import UserError
 
 
 def ours(images, device, seed):
@@ -28,7 +28,8 @@ def ours(images, device, seed):
     import torch
 
     import train_model
-    from common import dataset, ema, hardware, sampling
+    from common import ema, hardware, sampling
+    from common.data import dataset
 
     torch.manual_seed(seed)
     device = torch.device(device)
@@ -167,7 +168,7 @@ def pytorch_example(images, device, seed):
     from torch import nn
     from torchvision import transforms
 
-    from common import dataset
+    from common.data import dataset
 
     torch.manual_seed(seed)
     batch, latent_dim = 64, 100
@@ -263,7 +264,7 @@ def enlarge_and_shrink(images):
     """Scale uint8 images (N, 1, 28, 28) to 64x64 pixels and back, as pytorch_example does."""
     from torch.nn.functional import interpolate
 
-    from common import dataset
+    from common.data import dataset
 
     large = interpolate(dataset.to_network(images), size=64, mode="bilinear")
     return dataset.to_pixels(shrink(large))

@@ -29,8 +29,9 @@ import compare
 import recipes
 
 import train_model
-from common import dataset, hardware, metrics, settings
-from common.settings import UserError
+from common import hardware, metrics, settings
+from common.data import dataset
+from common.errors import UserError
 
 # --- Measuring ---
 SIZES = "5000,20000,78468"  # numbers of training images; the last is that of ChestMNIST

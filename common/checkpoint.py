@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from common import dataset, files
+from common import errors, files
+from common.data import dataset
+from common.errors import UserError
 from common.restore import compare, fit_network, fit_optimizer, optimizer_state
-from common.rules import Odd, check, demand, describe
 from common.schema import (
     CHECKPOINT,
     SNAPSHOT,
@@ -25,8 +26,8 @@ from common.schema import (
     check_progress,
     check_relations,
 )
-from common.settings import UserError
 from common.upgrade import upgrade
+from common.validate import Odd, check, demand, describe
 from dcgan import Discriminator, Generator
 
 __all__ = ["CHECKPOINT", "SNAPSHOT", "Model", "Progress", "Run"]  # from schema.py, for the scripts
@@ -76,7 +77,7 @@ def load(path, layout):
     read now, is damaged or unsafe, or holds what this program cannot have written.
     """
     path = Path(path)
-    with files.reading(path, "python train_model.py writes checkpoints."):
+    with errors.reading(path, "python train_model.py writes checkpoints."):
         with path.open("rb") as file:
             if file.read(2) != b"PK":  # of a zip file; before all of a large one is read
                 refuse(path, "is not a readable checkpoint")
@@ -229,7 +230,7 @@ def find(folder, constants, may_change, networks):
     or the checkpoint cannot be read.
     """
     path = folder / "checkpoint.pt"
-    with files.reading(path):
+    with errors.reading(path):
         found = path.exists()
     if not found:
         if any(not file.name.startswith(".") for file in folder.glob("*")):

@@ -22,9 +22,10 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-from common import checkpoint, dataset, files, metrics, runs, startup
+from common import checkpoint, files, metrics, runs, script
+from common.data import dataset
+from common.errors import UserError
 from common.hardware import processes
-from common.settings import UserError
 
 # What the first process does for all; in the others these functions do nothing.
 FIRST_ONLY = (
@@ -44,7 +45,7 @@ def launch(main):
     """
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         return main
-    nowhere, stderr = startup.Output(None), sys.stderr
+    nowhere, stderr = script.Output(None), sys.stderr
     if os.environ["RANK"] != "0":
         sys.stdout = sys.stderr = nowhere
 
@@ -185,7 +186,7 @@ def average(tensors):
 def agree(signals):
     """Return what the signals of any process ask all of them for, after the same step.
 
-    signals: of this process, as startup.catch_signals yields.
+    signals: of this process, as script.catch_signals yields.
     """
     if processes() == 1:
         return signals

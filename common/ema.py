@@ -2,7 +2,8 @@
 
 import torch
 
-from common import dataset, hardware
+from common import hardware
+from common.data import dataset
 
 
 @torch.no_grad()

@@ -14,34 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from common.settings import UserError, printable
-
-ADVICE = {
-    "ENOSPC EDQUOT": "Free some disk space or choose another folder",
-    "EFBIG": "Raise the limit on the size of files, ulimit -f",
-    "EACCES EPERM": "Change the permissions or choose another folder",
-    "EROFS": "Choose a folder in which files can be written",
-    "ENAMETOOLONG": "Choose a shorter name",
-    "EMFILE ENFILE": "Raise the limit on open files, ulimit -n",
-    "ENOMEM": "Close other programs",
-    "ENOLCK ENOSYS ENOTSUP EOPNOTSUPP": "The file system has no locks: choose a folder on another",
-}
-ADVICE = {
-    getattr(errno, name): advice
-    for names, advice in ADVICE.items()
-    for name in names.split()
-    if hasattr(errno, name)  # not all on Windows
-}
-
-
-def refusal(path, doing, error, note=""):
-    """Return the UserError for an OSError: what cannot be done with the path, why, and a fix.
-
-    doing: a participle, as "written"; note: a sentence on what became of the file.
-    """
-    advice = ADVICE.get(error.errno, "Move what is in its place, or choose another folder")
-    cause = f"{path} cannot be {doing}: {error.strerror or error}."
-    return UserError(f"{cause}{note and ' '}{note} {advice}, then run the command again.")
+from common.errors import UserError, printable, refusal
 
 
 @contextlib.contextmanager
@@ -196,25 +169,3 @@ def holder(file):
     if words[:1].isdigit():  # filelock's own: process and host
         words = "process " + " on ".join(words.split()[:2])
     return f" ({words})" if words else ""
-
-
-@contextlib.contextmanager
-def reading(path, missing=""):
-    """Turn trouble in reading a file, other than damage to it, into a UserError.
-
-    missing: what to say where the file does not exist. Trouble that passes, as missing rights or
-    too little memory, is told as such, so that nobody throws a whole file away.
-    """
-    path = Path(path)
-    try:
-        if path.exists() and not path.is_file():  # a pipe would wait, a device would never end
-            raise UserError(f"{path} is not a file to be read. Move it away, or name another one.")
-        yield
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist. {missing}".strip()) from None
-    except (OSError, MemoryError) as error:
-        cause = getattr(error, "strerror", None) or str(error) or "too little memory"
-        raise UserError(
-            f"{path} cannot be read now: {cause}. The file may be whole: fix that, and run the "
-            "same command again."
-        ) from None

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from common.settings import UserError
+from common.errors import UserError
 
 
 def choose_device(name):

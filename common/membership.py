@@ -7,7 +7,7 @@ on tensors; no test of this kind can show that images are safe, only that an att
 import torch
 
 from common import metrics
-from common.dataset import to_network
+from common.data.dataset import to_network
 
 
 def membership_auc(synthetic, members, non_members):

@@ -4,9 +4,9 @@ import contextlib
 import re
 from pathlib import Path
 
-from common import files, startup
+from common import errors, files
+from common.errors import UserError, printable
 from common.schema import NAME
-from common.settings import UserError, printable
 
 
 def run_folder(parent, run_name):
@@ -27,7 +27,7 @@ def find_run(models_dir, run_name):
     if run_name:
         return run_folder(models_dir, run_name)
     checkpoints, unreadable = {}, None
-    with startup.unusable_files(), contextlib.suppress(FileNotFoundError):
+    with errors.unusable_files(), contextlib.suppress(FileNotFoundError):
         folders = list(Path(models_dir).iterdir())  # glob would see nothing in a folder of others
         for path in (folder / "checkpoint.pt" for folder in folders):
             try:

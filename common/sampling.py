@@ -3,8 +3,8 @@
 import torch
 
 from common import hardware
-from common.dataset import draw_labels, to_pixels
-from common.settings import UserError
+from common.data.dataset import draw_labels, to_pixels
+from common.errors import UserError
 
 CHUNK = 500  # images of 28x28 drawn at once; the last bit of a pixel may depend on it
 

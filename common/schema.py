@@ -7,8 +7,8 @@ from typing import Annotated
 
 import torch
 
-from common import dataset
-from common.rules import (
+from common.data import dataset
+from common.validate import (
     ByType,
     Map,
     Number,
@@ -123,7 +123,7 @@ class Progress:
 
     # (N,), the order of the images in the unfinished epoch
     permutation: Annotated[torch.Tensor, Tensor(torch.int64, (None,))]
-    # of status.STATISTICS over the unfinished epoch
+    # of log.STATISTICS over the unfinished epoch
     running_sums: Annotated[torch.Tensor, Tensor(torch.float32, (None,))]
     images_seen: Annotated[int, Whole()] = 0  # in the unfinished epoch
     seconds: Annotated[float, SECONDS] = 0.0  # spent on the unfinished epoch

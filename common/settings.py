@@ -21,22 +21,9 @@ import re
 import tokenize
 import unicodedata
 
+from common.errors import UserError
+
 RENAMED = {"PRECISION": "DTYPE"}  # constants of earlier versions, and their names now
-
-
-class UserError(SystemExit):
-    """An error the user can fix: Python prints its one-line message and exits with status 1.
-
-    lines: the message, and what is to be printed below it.
-    """
-
-    def __init__(self, *lines):
-        super().__init__("\n".join(["error: " + printable(lines[0]), *map(printable, lines[1:])]))
-
-
-def printable(text):
-    """Return a text with all that is no letter for a terminal, as \\x1b, written as repr does."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def override(namespace, arguments=None):

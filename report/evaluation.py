@@ -6,8 +6,9 @@ Each section takes and returns what those in sections.py do.
 import numpy as np
 import torch
 
-from common import checkpoint, dataset, membership, metrics, sampling
-from common.settings import UserError
+from common import checkpoint, membership, metrics, sampling
+from common.data import dataset
+from common.errors import UserError
 from report import plotting
 from report.sections import EXAMPLES, fewer, per_pixel
 

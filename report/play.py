@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common import checkpoint, dataset, files, sampling, status
-from common.settings import UserError
-from report import layers, plotting, sections
+from common import checkpoint, files, log, sampling
+from common.data import dataset
+from common.errors import UserError
+from report import export_js, plotting, sections
 
 FOLDER = Path(__file__).parent
 LARGEST = 64  # pixels; above that a browser would need seconds for an image
@@ -49,7 +50,7 @@ def play(captions, samples, generator, saved, path, data_path, page, out, option
             if rows := page.get("detective", {}).get("rows"):
                 row, n = rows[0][0], 2 * len(rows[0][0]["real"])
                 data["game"]["fresh"] = {"accuracy": row["accuracy"], "images": n}
-        except layers.UnknownLayer as error:
+        except export_js.UnknownLayer as error:
             tqdm.write(
                 f"no play.html: play.js cannot compute {error}, which this run's networks do"
             )
@@ -88,8 +89,8 @@ def collect(captions, samples, generator, discriminator, saved):
         logits = torch.as_tensor(discriminator(shown, *labels)).flatten()
     directions, share, effects = find_directions(generator, labels)
     return {
-        "generator": layers.describe(generator, latent, *labels),
-        "discriminator": layers.describe(discriminator, shown, *labels),
+        "generator": export_js.describe(generator, latent, *labels),
+        "discriminator": export_js.describe(discriminator, shown, *labels),
         "original": captions.original,
         "originals": captions.originals,
         "allEpochs": saved["settings"]["EPOCHS"],
@@ -101,7 +102,7 @@ def collect(captions, samples, generator, discriminator, saved):
         # What PyTorch draws and says: the page compares itself with it when it opens.
         "check": {
             "latent": latent[0].tolist(),
-            "pixels": layers.to_rows(dataset.to_pixels(image)).tolist(),
+            "pixels": export_js.to_rows(dataset.to_pixels(image)).tolist(),
             "logits": logits.tolist(),
         },
         "learn": describe_epochs(samples.grids, saved["history"]),
@@ -144,7 +145,7 @@ def find_directions(generator, labels):
     batches = latents.split(sampling.CHUNK)
     features = torch.cat(
         [
-            layers.first_activation(generator, batch, *expand(labels, batch)).flatten(1)
+            export_js.first_activation(generator, batch, *expand(labels, batch)).flatten(1)
             for batch in batches
         ]
     )
@@ -178,7 +179,7 @@ def effect(generator, direction, labels, random):
         )
     change = (high - low).mean(0)
     change = (127 * change / change.abs().max().clamp(min=1e-9)).round().to(torch.int8)
-    return layers.base64_of(change)
+    return export_js.base64_of(change)
 
 
 # --- The epochs ---
@@ -202,7 +203,7 @@ def describe_epochs(grids, rows):
             break
         most //= 2
     history = [
-        {key: row[key] for key in ("epoch", *status.STATISTICS)} | {"text": tell(row, before)}
+        {key: row[key] for key in ("epoch", *log.STATISTICS)} | {"text": tell(row, before)}
         for before, row in zip([None, *rows], rows, strict=False)
     ]
     return {
@@ -217,7 +218,7 @@ def tell(row, before=None):
     """What happens in an epoch, in words, from its row of the history and the one before."""
     real, fake = row["d_real"], row["d_fake"]
     lead = real - fake
-    if status.looks_collapsed(row):
+    if log.looks_collapsed(row):
         return (
             f"Collapse: nearly all forgeries look alike (coverage {row['coverage']:.2f}). The "
             "forger repeats the one picture that sells."
@@ -247,7 +248,7 @@ def describe_game(samples):
     """
     images, labels = samples.shuffled(slice(-REAL_IMAGES, None)), samples.shuffled_labels
     return {
-        "real": layers.base64_of(images.permute(0, 2, 3, 1)),
+        "real": export_js.base64_of(images.permute(0, 2, 3, 1)),
         "count": len(images),
         "labels": None if labels is None else labels[-REAL_IMAGES:].int().tolist(),
         "fresh": None,

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import dataset, metrics, sampling
+from common import metrics, sampling
+from common.data import dataset
 from report import plotting
 
 EXAMPLES = 10  # images, or pairs of images, in a row

@@ -36,7 +36,8 @@ import dcgan
 import generate_images  # noqa: F401, for the forks
 import generate_report  # noqa: F401
 import train_model  # noqa: F401
-from common import checkpoint, dataset, phantom, schema, settings
+from common import checkpoint, schema, settings
+from common.data import dataset, phantom
 
 # --- Campaign ---
 FAULTS = 1000  # of all kinds together [20 to 1000000]

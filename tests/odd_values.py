@@ -5,22 +5,22 @@ import contextlib
 import numpy as np
 import torch
 
-from common import rules
+from common import validate
 
 
 def parts(rule, value, way=()):
     """Yield (way, rule) of a value and all values in it that have a rule of their own."""
     yield way, rule
-    if isinstance(rule, rules.ByType):
+    if isinstance(rule, validate.ByType):
         kinds = [r for kind, r in rule.rules if isinstance(value, kind) and r]
         for found in kinds[:1]:
             yield from parts(found, value, way)
-    elif isinstance(rule, rules.Table) and isinstance(value, dict):
+    elif isinstance(rule, validate.Table) and isinstance(value, dict):
         for key, field in value.items():
             found = rule.fields.get(key) or rule.optional.get(key, rule.others)
             if found:
                 yield from parts(found, field, (*way, key))
-    elif isinstance(rule, (rules.Map, rules.Rows)):
+    elif isinstance(rule, (validate.Map, validate.Rows)):
         for key, field in value.items() if isinstance(value, dict) else enumerate(value):
             yield from parts(rule.rule, field, (*way, key))
 
@@ -32,18 +32,18 @@ ANYTHING += ["\0", "\x1b[2J", "\udcff", [], {}, {5: 5}, ["a"], [None], (), (1, "
 def odd_values(rule, value, dice):
     """Return values that do not obey a rule, or that do in a strange way."""
     made = [*ANYTHING, torch.zeros(2), torch.tensor(float("nan"))]
-    if isinstance(rule, (rules.Whole, rules.Number)):
+    if isinstance(rule, (validate.Whole, validate.Number)):
         made += [rule.low - 1, rule.high * 2, str(value)]
-        if isinstance(rule, rules.Whole) and isinstance(value, int):
+        if isinstance(rule, validate.Whole) and isinstance(value, int):
             made += [value + 1, value - 1, float(value)]
-    if isinstance(rule, rules.Text) and isinstance(value, str):
+    if isinstance(rule, validate.Text) and isinstance(value, str):
         made += [value + "\0", value.upper() + "x", value.encode()]
-    if isinstance(rule, rules.Rows) and value:
+    if isinstance(rule, validate.Rows) and value:
         made += [[*value, value[-1]], value[:-1], [*value, None], value[0]]
-    if isinstance(rule, (rules.Table, rules.Map)) and value:
+    if isinstance(rule, (validate.Table, validate.Map)) and value:
         gone = dice.choice([*value])
         made += [{k: v for k, v in value.items() if k != gone}, {0: 0}, [*value]]
-    if isinstance(rule, rules.Tensor):
+    if isinstance(rule, validate.Tensor):
         made += odd_tensors(value, rule, dice)
     return made
 
@@ -83,4 +83,4 @@ def put_odd_value(path, layout, dice):
         above[way[-2]] = place
     place[way[-1]] = value
     torch.save(saved, path)
-    return f"{' '.join(map(str, way))} = {rules.describe(value)}"
+    return f"{' '.join(map(str, way))} = {validate.describe(value)}"

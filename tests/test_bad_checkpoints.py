@@ -15,8 +15,9 @@ import torch
 from conftest import signal_in_step
 
 import dcgan
-from common import checkpoint, dataset, phantom, sampling
-from common.settings import UserError
+from common import checkpoint, sampling
+from common.data import dataset, phantom
+from common.errors import UserError
 
 CHECKPOINT = Path("models/phantom/checkpoint.pt")
 SNAPSHOT = Path("models/phantom/generator_epoch_0001.pt")

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import dcgan
-from common import checkpoint, dataset, npz
-from common.settings import UserError
+from common import checkpoint
+from common.data import dataset, npz_file
+from common.errors import UserError
 
 DATA = Path("data/pneumoniamnist.npz")
 NAME = ["--DATASET=pneumoniamnist", "--LATENT_DIM=10", "--METRIC_IMAGES=0", "--EPOCHS=1"]
@@ -230,7 +231,7 @@ def test_an_array_is_not_unpacked_before_its_header_is_read(shape, dtype):
 
 
 def test_a_well_formed_bomb_is_refused_by_what_it_unpacks_to(monkeypatch):
-    monkeypatch.setattr(npz, "LARGE", 50 << 20)
+    monkeypatch.setattr(npz_file, "LARGE", 50 << 20)
     n = (100 << 20) // 784
     with_header((n, 28, 28), body=0)
     with zipfile.ZipFile(DATA, "a", zipfile.ZIP_DEFLATED) as archive:

@@ -16,7 +16,8 @@ import pytest
 import torch
 from conftest import REPO, rewrite
 
-from common import dataset, download, phantom, settings
+from common import errors, settings
+from common.data import dataset, download, phantom
 
 CHECKPOINT = Path("models/phantom/checkpoint.pt")
 SNAPSHOT = Path("models/phantom/generator_epoch_0001.pt")
@@ -635,7 +636,7 @@ def test_a_setting_on_the_command_line_takes_the_type_of_its_constant(
     ],
 )
 def test_a_value_outside_the_brackets_is_refused(script, argument, legal):
-    with pytest.raises(settings.UserError) as refusal:
+    with pytest.raises(errors.UserError) as refusal:
         settings.override(script, [argument])
     assert str(refusal.value).startswith(f"error: {argument.removeprefix('--')}: legal")
     assert str(refusal.value).endswith(legal)

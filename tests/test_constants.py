@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from common import settings
+from common import errors, settings
 
 SCRIPTS = ["train_model.py", "generate_report.py", "generate_images.py"]
 BENCHMARKS = [  # without those that others import
@@ -44,7 +44,7 @@ def bracket_first(name, value, comment):
 
 def refusal(namespace, *arguments):
     """Return the one line in which a script's constants are refused."""
-    with pytest.raises(settings.UserError) as refused:
+    with pytest.raises(errors.UserError) as refused:
         settings.override(namespace, list(arguments))
     message = str(refused.value)
     assert message.startswith("error: ") and message.isprintable()

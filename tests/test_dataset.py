@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import dataset, phantom
+from common.data import dataset, phantom
 
 
 def write(folder, name, images, labels):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import train_model
-from common import dataset
 from common.checkpoint import Model
+from common.data import dataset
 from common.ema import update_bn, update_ema
 from dcgan import Discriminator, Generator
 

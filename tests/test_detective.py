@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common import detective
-from common.dataset import read_split
+from common.data.dataset import read_split
 
 
 @pytest.fixture(scope="module")

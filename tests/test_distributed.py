@@ -18,8 +18,9 @@ from conftest import REPO, signal_in_step
 from test_folder import save
 from test_training import assert_same_run, contents, steps_done, wait_for_a_step
 
-from common import checkpoint, dataset, distributed
-from common.settings import UserError
+from common import checkpoint, distributed
+from common.data import dataset
+from common.errors import UserError
 
 
 def train_in_two(*arguments):

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import dataset, download
-from common.settings import UserError
+from common.data import dataset, download
+from common.errors import UserError
 
 PIXELS = np.random.default_rng(0)
 ARRAYS = {}

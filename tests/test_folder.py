@@ -16,7 +16,8 @@ from conftest import NARROW, networks, refusal, rewrite, run_script
 from PIL import Image
 from test_report import SHORT
 
-from common import checkpoint, dataset, own_images, pictures
+from common import checkpoint
+from common.data import dataset, image_file, own_images
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +218,7 @@ def test_other_kinds_of_pictures_are_read():
     save("scans/4.jpg", ramp(60, 60), exif=upright)
     read = {}
     for path, _, _ in own_images.list_images(Path("scans").absolute()):
-        read[path[0]] = pictures.read_image(Path("scans", *path), 28)[0]
+        read[path[0]] = image_file.read_image(Path("scans", *path), 28)[0]
     assert read["1.png"][:, 0].min() == 255 and read["1.png"][:, -1].max() == 0
     assert read["2.png"].max() == 0
     assert np.abs(read["3.png"][0].astype(int) - np.asarray(read["3.png"][5])).max() == 0
@@ -426,7 +427,7 @@ def shipped():
 
 def test_pydicoms_own_files_are_read(shipped):
     def read(name):
-        return pictures.read_image(shipped / name, 28)
+        return image_file.read_image(shipped / name, 28)
 
     ct, own_range = read("CT_small.dcm")  # 16 bits and no window
     assert own_range and ct.shape == (28, 28)
@@ -450,13 +451,13 @@ def test_rescale_window_and_monochrome1_are_obeyed(shipped):
     header.WindowCenter, header.WindowWidth = [50, 9], [401, 9]  # the first counts
     Path("scans").mkdir()
     header.save_as("scans/a.dcm")
-    seen = pictures.read_image(Path("scans/a.dcm"), 28)[0].astype(int)
+    seen = image_file.read_image(Path("scans/a.dcm"), 28)[0].astype(int)
     wanted = ((values - (50 - 0.5)) / (401 - 1) + 0.5).clip(0, 1) * 255  # DICOM PS3.3 C.11.2.1.2
     wanted = np.asarray(Image.fromarray(wanted.astype(np.float32)).resize((28, 28), 4))
     assert np.abs(seen - wanted).max() <= 1 and np.ptp(seen) > 100
     header.PhotometricInterpretation = "MONOCHROME1"
     header.save_as("scans/a.dcm")
-    inverted = pictures.read_image(Path("scans/a.dcm"), 28)[0]
+    inverted = image_file.read_image(Path("scans/a.dcm"), 28)[0]
     assert np.abs(255 - seen - inverted).max() <= 1
 
 
@@ -467,7 +468,7 @@ def test_a_window_without_width_is_none(shipped):
     header.WindowCenter, header.WindowWidth = 50, 0
     Path("scans").mkdir()
     header.save_as("scans/a.dcm")
-    pixels, own_range = pictures.read_image(Path("scans/a.dcm"), 28)
+    pixels, own_range = image_file.read_image(Path("scans/a.dcm"), 28)
     assert own_range and np.ptp(pixels) > 100
 
 
@@ -484,7 +485,7 @@ def test_a_voi_lut_is_obeyed(shipped):
     header.WindowCenter, header.WindowWidth = 50, 400  # what a LUT goes before
     Path("scans").mkdir()
     header.save_as("scans/a.dcm")
-    seen, own_range = pictures.read_image(Path("scans/a.dcm"), 28)
+    seen, own_range = image_file.read_image(Path("scans/a.dcm"), 28)
     wanted = Image.fromarray(((4095 - values) * 255 / 4095).astype(np.float32)).resize((28, 28), 4)
     assert not own_range and np.abs(seen - np.asarray(wanted)).max() <= 1
 

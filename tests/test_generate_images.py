@@ -17,7 +17,7 @@ import torch
 from conftest import NARROW, REPO, networks, run_script, write_phantoms
 from PIL import Image
 
-from common import dataset
+from common.data import dataset
 
 EXPORT = Path("images/phantom/export")
 

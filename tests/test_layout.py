@@ -30,7 +30,7 @@ def test_the_networks_import_torch_and_nothing_of_ours():
 @pytest.mark.parametrize(
     ("files", "above"),
     [
-        ("common/*.py", {"report", *SCRIPTS}),
+        ("common/**/*.py", {"report", *SCRIPTS}),
         ("report/*.py", SCRIPTS),
         ("generate_report.py", {"train_model", "generate_images"}),
         ("generate_images.py", {"train_model", "generate_report", "report"}),

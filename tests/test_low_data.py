@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import REPO
 
-from common import dataset
+from common.data import dataset
 from dcgan import Discriminator, Generator
 
 OUT = Path("images/benchmarks/low_data")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from common import dataset, membership
+from common import membership
+from common.data import dataset
 from dcgan import Discriminator
 from report import evaluation
 

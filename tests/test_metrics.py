@@ -11,7 +11,8 @@ import scipy.stats
 import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from common import dataset, metrics
+from common import metrics
+from common.data import dataset
 
 N = 2300  # half of PneumoniaMNIST
 

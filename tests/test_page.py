@@ -14,7 +14,8 @@ import torch
 from conftest import rewrite, signal_in_step, write_phantoms
 from PIL import Image
 
-from common import dataset, metrics, phantom
+from common import metrics
+from common.data import dataset, phantom
 from report import sections
 
 SECTIONS = ["about", "collage", "blind_test", "training", "numbers", "detective"]

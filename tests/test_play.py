@@ -23,8 +23,9 @@ from test_page import only
 from torch import nn
 
 import dcgan
-from common import checkpoint, dataset
-from report import layers, play
+from common import checkpoint
+from common.data import dataset
+from report import export_js, play
 from report.sections import Captions
 
 ONLY_PLAY = only("play")
@@ -44,9 +45,9 @@ def in_node(network, *inputs):
     """What play.js makes of a network: outputs and, of the first 16, gradients; a row for each."""
     if not shutil.which("node"):
         pytest.skip("Node is not here: install nodejs to test the arithmetic of play.js")
-    description = layers.describe(network, *(tensor[:1] for tensor in inputs))
+    description = export_js.describe(network, *(tensor[:1] for tensor in inputs))
     rows = [
-        [layers.to_rows(row[None]).tolist() for row in example]
+        [export_js.to_rows(row[None]).tolist() for row in example]
         for example in zip(*inputs, strict=True)
     ]
     found = subprocess.run(
@@ -65,7 +66,7 @@ def in_torch(network, *inputs):
     images = inputs[0].clone().requires_grad_()
     output = network(images, *inputs[1:])
     (gradient,) = torch.autograd.grad(output.sum(), images)
-    rows = [torch.stack([layers.to_rows(row[None]) for row in x]) for x in (output, gradient)]
+    rows = [torch.stack([export_js.to_rows(row[None]) for row in x]) for x in (output, gradient)]
     return rows[0].detach(), rows[1]
 
 
@@ -194,8 +195,8 @@ def test_a_layer_that_play_js_lacks_is_named():
         (noisy(), "randn, which draws random numbers"),
         (nn.BatchNorm2d(1), "batch_norm with the statistics of the batch"),
     ):
-        with pytest.raises(layers.UnknownLayer, match=name):
-            layers.describe(network, image)
+        with pytest.raises(export_js.UnknownLayer, match=name):
+            export_js.describe(network, image)
 
 
 def test_the_knobs_follow_the_directions_that_change_most():

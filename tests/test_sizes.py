@@ -13,7 +13,8 @@ from PIL import Image
 from test_training import assert_same_run
 from torch import nn
 
-from common import checkpoint, dataset, detective, download, hardware, metrics, phantom
+from common import checkpoint, detective, hardware, metrics
+from common.data import dataset, download, phantom
 from dcgan import Discriminator, Generator, initialise, sides
 
 SIZES = dataset.SIZES

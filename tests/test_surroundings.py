@@ -18,8 +18,9 @@ import pytest
 import torch
 from conftest import REPO, refusal
 
-from common import checkpoint, download, files, runs
-from common.settings import UserError
+from common import checkpoint, files, runs
+from common.data import download
+from common.errors import UserError
 from report import plotting
 
 ESCAPE = "\x1b[31m"
@@ -89,8 +90,8 @@ def test_the_style_of_the_user_changes_no_byte(rc):
 
 def test_no_configuration_of_matplotlib_keeps_a_script_from_starting(monkeypatch):
     Path("rc").write_bytes(b"font.size: 20\nlines.nonsense: \xff\n")
-    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); from common import startup; "
-    code += "startup.begin(); import matplotlib; print(matplotlib.rcParams['font.size'])"
+    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); from common import script; "
+    code += "script.prepare(); import matplotlib; print(matplotlib.rcParams['font.size'])"
     monkeypatch.setenv("MPLBACKEND", "nonsense")
     monkeypatch.setenv("MATPLOTLIBRC", "rc")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -11,7 +11,7 @@ import urllib.request
 from tqdm import tqdm
 
 from common import files
-from common.settings import UserError, printable
+from common.errors import UserError, printable
 
 TIMEOUT = 30  # seconds without a byte after which a server counts as stalled
 WINDOW, LOWEST_RATE = 60, 1000  # seconds, and bytes a second in them below which it is too slow

@@ -1,6 +1,6 @@
 """What every script does around its main: output streams, signals, and errors of the machine.
 
-Imports nothing slow: a script calls begin before it imports torch, which takes seconds.
+Imports nothing slow: a script calls prepare before it imports torch, which takes seconds.
 """
 
 import contextlib
@@ -11,9 +11,12 @@ import sys
 import threading
 from types import SimpleNamespace
 
+from common import settings
+from common.errors import short_of_memory, unusable_files
+
 PACKAGES = ("torch", "torchvision", "medmnist", "numpy", "matplotlib", "imageio", "PIL", "tqdm")
 PACKAGES += ("filelock", "jinja2")  # of requirements.txt, as they are imported
-PATIENCE = 10  # seconds after which a process that was told to stop is ended in any case
+GRACE_SECONDS = 10  # seconds after which a process that was told to stop is ended in any case
 
 
 class Output:
@@ -55,7 +58,7 @@ class Output:
         self.stream = null
 
 
-def begin():
+def prepare():
     """Prepare a script for its slow imports. Exits with status 1 if they cannot succeed.
 
     Nothing that is wrong with the output streams, and no matplotlibrc, will end it. Ctrl-C ends it,
@@ -71,7 +74,7 @@ def begin():
     if "IPython" not in sys.modules:  # a notebook is to keep its own
         os.environ["MATPLOTLIBRC"], os.environ["MPLBACKEND"] = os.devnull, "agg"
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, end_at_once)
+        signal.signal(signal.SIGINT, exit_now)
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.version_info < (3, 11):  # noqa: UP036, to say so
@@ -84,7 +87,7 @@ def begin():
         )
 
 
-def end_at_once(number=signal.SIGINT, _=None, line="interrupted"):
+def exit_now(number=signal.SIGINT, _=None, line="interrupted"):
     """End this process, with a line and no clean-up. A killed process leaves no more behind."""
     with contextlib.suppress(OSError):
         os.write(1, f"\n{line}\n".encode() if line else b"")
@@ -97,7 +100,6 @@ def run(main, namespace, memory=()):
     namespace: the script's globals(); memory: the constants to lower when memory is short. Exits
     with status 1 after an error that the user can fix, 130 after SIGINT and 143 after SIGTERM.
     """
-    from common import settings
 
     timers, stopped, tell_unraisable = [], [], sys.unraisablehook
 
@@ -105,9 +107,9 @@ def run(main, namespace, memory=()):
         stopped.append(number)
         sys.unraisablehook = lambda _: None  # the exception below, in a __del__
         for again in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(again, end_at_once)
+            signal.signal(again, exit_now)
         # A bare except or a __del__ may swallow what is raised here.
-        timers.append(threading.Timer(PATIENCE, end_at_once, [number, None, ""]))
+        timers.append(threading.Timer(GRACE_SECONDS, exit_now, [number, None, ""]))
         timers[0].daemon = True
         timers[0].start()
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
@@ -124,7 +126,7 @@ def run(main, namespace, memory=()):
             stopped.append(signal.SIGINT)
         if not stopped:
             raise
-        signal.signal(signal.SIGINT, lambda number, _: end_at_once(number, line=""))
+        signal.signal(signal.SIGINT, lambda number, _: exit_now(number, line=""))
         if stopped[0] == signal.SIGINT:
             print("\ninterrupted; every file is complete, or as it was before")
         sys.exit(128 + stopped[0])
@@ -159,34 +161,3 @@ def catch_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: of C
-
-
-@contextlib.contextmanager
-def short_of_memory(*constants):
-    """Raise a UserError that names the constants to lower, should memory be short in the block.
-
-    Also a decorator of functions.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
-        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
-            raise
-        from common.settings import UserError
-
-        fix = f"Lower {' or '.join(constants)}, or close" if constants else "Close"
-        raise UserError(f"there is too little memory. {fix} other programs.") from None
-
-
-@contextlib.contextmanager
-def unusable_files():
-    """Raise a UserError for a file or folder of the block that cannot be reached."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            raise
-        from common import files
-
-        raise files.refusal(os.fsdecode(error.filename), "used", error) from None

@@ -15,7 +15,7 @@ import torch
 from conftest import REPO, refusal
 
 import train_model
-from common import checkpoint, settings, startup
+from common import checkpoint, errors, script, settings
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +28,9 @@ def working_folder(tmp_path, monkeypatch):
 SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(REPO)!r})
-from common import startup
+from common import script
 
-startup.begin()
+script.prepare()
 LINES = 3  # to print [0 to 100000]
 LOADING, WORKING, DEAF, COMPILED = "", "", False, False
 
@@ -60,8 +60,8 @@ def main(constants):
                     raise
             print("went on")
 
-startup.PATIENCE = 0.5
-startup.run(main, globals())
+script.GRACE_SECONDS = 0.5
+script.run(main, globals())
 """
 
 
@@ -94,7 +94,7 @@ def test_missing_packages_are_said_in_a_line(script):
 def test_all_packages_of_the_requirements_are_looked_for():
     lines = (REPO / "requirements.txt").read_text().splitlines()
     imported = {"PIL" if line.startswith("Pillow") else line.split(">=")[0] for line in lines}
-    assert {*startup.PACKAGES} == imported
+    assert {*script.PACKAGES} == imported
 
 
 # Output streams
@@ -135,8 +135,8 @@ def test_a_script_does_not_die_of_a_reader_that_leaves(begin):
 
 def test_files_never_get_the_number_of_a_closed_stream(begin):
     """Else what a library writes to stderr would go into a checkpoint."""
-    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); from common import startup; "
-    code += "startup.begin(); print(open('file', 'w').fileno(), file=open('number', 'w'))"
+    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); from common import script; "
+    code += "script.prepare(); print(open('file', 'w').fileno(), file=open('number', 'w'))"
     subprocess.run([sys.executable, "-c", code], check=True, **OUTPUTS["all closed"]())
     assert int(Path("number").read_text()) > 2
 
@@ -158,7 +158,7 @@ class Notebook:
 
 @pytest.mark.parametrize("stream", [Notebook(), None], ids=["a notebook's", "none"])
 def test_any_stream_will_do(stream, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", startup.Output(stream))
+    monkeypatch.setattr(sys, "stdout", script.Output(stream))
     print("Äpfel\ud800")
     assert stream is None or stream.text == "\\xc4pfel\\ud800\n"
 
@@ -305,12 +305,12 @@ SHORT = {
 
 @pytest.mark.parametrize("allocate", SHORT.values(), ids=SHORT)
 def test_too_little_memory_is_said_with_the_constants_to_lower(allocate):
-    message = refusal(startup.short_of_memory("BATCH_SIZE", "N_IMAGES")(allocate))
+    message = refusal(errors.short_of_memory("BATCH_SIZE", "N_IMAGES")(allocate))
     assert "too little memory. Lower BATCH_SIZE or N_IMAGES" in message
 
 
 def test_other_errors_are_not_taken_for_too_little_memory():
-    with pytest.raises(RuntimeError, match="invalid"), startup.short_of_memory("BATCH_SIZE"):
+    with pytest.raises(RuntimeError, match="invalid"), errors.short_of_memory("BATCH_SIZE"):
         torch.zeros(3).view(2)
 
 

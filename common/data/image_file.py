@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-from common.settings import UserError
+from common.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 COLOURLESS = 4  # grey levels by which R, G and B of a grey image differ at most, after a JPEG

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
-from common import download, files, hardware, npz, own_images, phantom
-from common.settings import UserError
+from common import errors, files, hardware
+from common.data import download, npz_file, own_images, phantom
+from common.errors import UserError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # medmnist warns of a read-only home, where we write nothing
@@ -97,7 +98,7 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trai
     given, name = name, name if trained_on else check_name(name, size)
     path = file(folder, name, size)
     if trained_on:
-        with files.reading(path):
+        with errors.reading(path):
             missing = not path.exists()
         if missing:
             raise UserError(
@@ -232,7 +233,7 @@ def is_official(name, path, size=28):
     """Whether a file is MedMNIST's own, by its MD5. False for the phantom and your own images."""
     if "MD5" not in INFO.get(name, {}):
         return False
-    with files.reading(path):
+    with errors.reading(path):
         about = Path(path).stat()
         digest = md5_of(path, about.st_size, about.st_mtime_ns, about.st_ino)
     return digest == INFO[name][sized("MD5", size)]
@@ -279,11 +280,11 @@ def read_split(path, split, name, may_be_empty=False, size=28):
 
     pixels, truth = f"{split}_images", f"{split}_labels"
     try:
-        with files.reading(path), zipfile.ZipFile(path) as archive:
+        with errors.reading(path), zipfile.ZipFile(path) as archive:
             missing = [key for key in KEYS if f"{key}.npy" not in archive.namelist()]
             if missing:
                 refuse(f"is not in MedMNIST's layout: it lacks {', '.join(missing)}")
-            shape, dtype = npz.read_header(archive, pixels)
+            shape, dtype = npz_file.read_header(archive, pixels)
             if dtype != np.uint8:
                 refuse(f"has {pixels} of type {str(dtype)[:40]}, not uint8")
             if shape[1:] not in ((size, size), (size, size, 3)):
@@ -291,7 +292,7 @@ def read_split(path, split, name, may_be_empty=False, size=28):
                 square = shape[1] if len(shape) > 2 and shape[1:3] == shape[1:2] * 2 else None
                 refuse(f"has {pixels} of shape {shape}, not {layouts}", square)
             n, large = shape[0], math.prod(shape) > hardware.free_memory() / 2
-            shape, dtype = npz.read_header(archive, truth)
+            shape, dtype = npz_file.read_header(archive, truth)
             if dtype.kind not in "iub" or len(shape) not in (1, 2):
                 refuse(f"has {truth} of type {str(dtype)[:40]} and shape {shape}, not (N, L)")
             if shape[0] != n:
@@ -299,12 +300,12 @@ def read_split(path, split, name, may_be_empty=False, size=28):
             if n == 0 and not may_be_empty:
                 refuse(f"has no {pixels}")
             if large:
-                images = npz.map_array(archive, pixels, path)
+                images = npz_file.map_array(archive, pixels, path)
             else:
-                images = torch.from_numpy(npz.read_array(archive, pixels, np.uint8))
-            labels = torch.from_numpy(npz.read_array(archive, truth, np.int64))
+                images = torch.from_numpy(npz_file.read_array(archive, pixels, np.uint8))
+            labels = torch.from_numpy(npz_file.read_array(archive, truth, np.int64))
     except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
-        told = isinstance(error, (zipfile.BadZipFile, npz.Damaged))
+        told = isinstance(error, (zipfile.BadZipFile, npz_file.Damaged))
         cause = error if told else type(error).__name__
         refuse(f"cannot be read as an .npz file of plain arrays ({cause})")
     images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)

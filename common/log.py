@@ -4,7 +4,8 @@ import shlex
 import sys
 from datetime import timedelta
 
-from common import dataset, distributed, hardware
+from common import distributed, hardware
+from common.data import dataset
 
 STATISTICS = ["loss_discriminator", "loss_generator", "d_real", "d_fake"]
 COLLAPSE = (

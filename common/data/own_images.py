@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common import files, npz, pictures
-from common.settings import UserError, printable
+from common import errors, files
+from common.data import image_file, npz_file
+from common.errors import UserError, printable
 
 SPLITS = ("train", "val", "test")
 FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
@@ -118,11 +119,11 @@ def is_made_from(target, made_from, source):
     """Whether a file was made of just these images. Raises UserError if not even of that source."""
     if not target.exists():
         return False
-    with files.reading(target):
+    with errors.reading(target):
         try:
             with zipfile.ZipFile(target) as archive:
-                old = npz.read_texts(archive, "made_from")
-        except (KeyError, ValueError, npz.Damaged, zipfile.BadZipFile):
+                old = npz_file.read_texts(archive, "made_from")
+        except (KeyError, ValueError, npz_file.Damaged, zipfile.BadZipFile):
             old = []
     if old[:1] != made_from[:1] and old[1:] != made_from[1:]:
         raise UserError(
@@ -139,16 +140,20 @@ def describe(path, name):
     label_names are none.
     """
     try:
-        with files.reading(path), zipfile.ZipFile(path) as archive:
-            counts = {split: npz.read_header(archive, f"{split}_images")[0][0] for split in SPLITS}
-            labels = npz.read_array(archive, "train_labels", np.int64)
+        with errors.reading(path), zipfile.ZipFile(path) as archive:
+            counts = {
+                split: npz_file.read_header(archive, f"{split}_images")[0][0] for split in SPLITS
+            }
+            labels = npz_file.read_array(archive, "train_labels", np.int64)
             if "label_names.npy" in archive.namelist():
-                names = [printable(text)[:200] for text in npz.read_texts(archive, "label_names")]
+                names = [
+                    printable(text)[:200] for text in npz_file.read_texts(archive, "label_names")
+                ]
                 check_names(path, names, labels)
             else:
                 names = [str(number) for number in range(min(n_labels(labels), MAX_LABELS))]
     except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
-        cause = error if isinstance(error, npz.Damaged) else type(error).__name__
+        cause = error if isinstance(error, npz_file.Damaged) else type(error).__name__
         raise UserError(f"{path} cannot be read ({cause}). Move it away.") from None
     return {
         "python_class": name,
@@ -196,7 +201,7 @@ def list_images(source):
                     continue
                 if entry.is_dir():
                     folders.append(((*parts, entry.name), entry.path))
-                elif entry.name.lower().endswith(pictures.SUFFIXES):
+                elif entry.name.lower().endswith(image_file.SUFFIXES):
                     about = entry.stat()
                     if stat.S_ISREG(about.st_mode):
                         found.append(((*parts, entry.name), about.st_size, about.st_mtime_ns))
@@ -241,20 +246,20 @@ def read_folder(root, paths, target, size):
             f"{len(paths) - len(used):,} images beside the folders of splits or labels are passed "
             f"over, the first is {printable(os.path.join(*beside))}"
         )
-    needs = next((paths[number] for number in used if pictures.is_dicom(paths[number][-1])), None)
+    needs = next((paths[number] for number in used if image_file.is_dicom(paths[number][-1])), None)
     if needs:
-        pictures.demand_pydicom(root.joinpath(*needs))
+        image_file.demand_pydicom(root.joinpath(*needs))
 
     images = np.empty((len(used), size, size), np.uint8)
     kept, bad, own_range, coloured = [], [], 0, []
     for number in tqdm(used, "reading", unit=" images", disable=None):
         path = os.path.join(*paths[number])
         try:
-            pixels, by_own_range = pictures.read_image(root / path, size)
+            pixels, by_own_range = image_file.read_image(root / path, size)
         except MemoryError:
             raise
         except Exception as error:  # Pillow and pydicom raise dozens of kinds for damaged files
-            told = isinstance(error, (pictures.Unusable, Image.DecompressionBombError))
+            told = isinstance(error, (image_file.Unusable, Image.DecompressionBombError))
             cause = error if told else type(error).__name__
             bad.append(f"{printable(path)} ({cause})")
             continue
@@ -327,7 +332,7 @@ def read_npz(path, size):
 
     arrays = {}
     try:
-        with files.reading(path), zipfile.ZipFile(path) as archive:
+        with errors.reading(path), zipfile.ZipFile(path) as archive:
             members = archive.namelist()
             keys = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
             missing = [key for key in keys if f"{key}.npy" not in members]
@@ -335,14 +340,14 @@ def read_npz(path, size):
                 refuse(f"is not in MedMNIST's layout: it lacks {', '.join(missing)}")
             for split in SPLITS:
                 pixels, truth = f"{split}_images", f"{split}_labels"
-                (n, *shape), dtype = npz.read_header(archive, pixels)
+                (n, *shape), dtype = npz_file.read_header(archive, pixels)
                 square = len(shape) > 1 and shape[0] == shape[1] and shape[2:] in ([], [3])
                 if dtype != np.uint8 or not square:
                     kind = f"{str(dtype)[:40]} {(n, *shape)}"
                     refuse(f"has {pixels} of {kind}, not uint8 (N, H, H) or (N, H, H, 3)")
                 if shape[0] < size:
                     refuse(f"has {pixels} of {shape[0]}x{shape[0]} pixels, fewer than {size}")
-                rows, dtype = npz.read_header(archive, truth)
+                rows, dtype = npz_file.read_header(archive, truth)
                 if dtype.kind not in "iub" or len(rows) not in (1, 2) or rows[0] != n:
                     refuse(f"has {truth} of {str(dtype)[:40]} {rows}, not integers ({n}, L)")
                 layout = shape[2:], rows[1:] or (1,)
@@ -354,20 +359,20 @@ def read_npz(path, size):
                     refuse(f"has {split}_images or {truth} of another layout than in train")
                 arrays[pixels] = small = np.empty((n, size, size, *shape[2:]), np.uint8)
                 with tqdm(total=n, desc=split, unit=" images", disable=None) as bar:
-                    for start, images in npz.read_rows(archive, pixels, ROWS):
+                    for start, images in npz_file.read_rows(archive, pixels, ROWS):
                         if shape[0] != size:
                             images = [
-                                pictures.square(Image.fromarray(image), size) for image in images
+                                image_file.square(Image.fromarray(image), size) for image in images
                             ]
                         small[start : start + len(images)] = images
                         bar.update(len(images))
-                arrays[truth] = npz.read_array(archive, truth, np.int64)
+                arrays[truth] = npz_file.read_array(archive, truth, np.int64)
             if "label_names.npy" in members:
-                names = npz.read_texts(archive, "label_names")
+                names = npz_file.read_texts(archive, "label_names")
                 check_names(path, names, arrays["train_labels"])
                 arrays["label_names"] = np.array(names, np.str_)
     except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
-        told = isinstance(error, (zipfile.BadZipFile, npz.Damaged))
+        told = isinstance(error, (zipfile.BadZipFile, npz_file.Damaged))
         cause = error if told else type(error).__name__
         refuse(f"cannot be read as an .npz file of plain arrays ({cause})")
     return arrays

@@ -1,0 +1,1 @@
+"""Turns files into tensors: images and labels of a data set, wherever they come from."""
