@@ -192,7 +192,7 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: joined.append(backend))
     monkeypatch.setattr(distributed, "FIRST_ONLY", ())
-    for module, name in ((checkpoint, "find"), (dataset, "load")):  # join replaces them
+    for module, name in ((checkpoint, "load_for_resume"), (dataset, "load")):  # join replaces them
         monkeypatch.setattr(module, name, getattr(module, name))
     distributed.join(None, 1, 2, {"BATCH_SIZE": 64, "DEVICE": "auto"})
     assert (chosen, joined) == ([1], ["cpu:gloo,cuda:nccl"])

@@ -17,7 +17,7 @@ from common import checkpoint, files
 
 CHECKPOINT = Path("models/phantom/checkpoint.pt")
 # What may differ between two equal runs: what the user called them, and the clock.
-MAY_DIFFER = {"settings", "machine", "seconds", "images_per_second"}
+MAY_DIFFER = {"settings", "machine", "seconds", "images_per_second", "maintenance_seconds"}
 
 
 def contents(value, name="checkpoint"):
