@@ -284,11 +284,15 @@ def load_for_resume(folder, constants, may_change, networks):
         return None
     saved = load(path, CHECKPOINT)
     old, new = saved["settings"], constants
+
+    def show(settings, name):
+        return repr(settings[name]) if name in settings else "unset"
+
     changed = [
-        f"{name} was {old.get(name, 'unknown')!r} and is now {new.get(name, 'gone')!r}"
+        f"{name} was {show(old, name)} and is now {show(new, name)}"
         for name in {**old, **new}
-        if name not in may_change
-        if old.get(name, ...) != new.get(name, ...) and (name, new.get(name)) != ("DTYPE", "auto")
+        if name not in may_change and old.get(name, ...) != new.get(name, ...)
+        if (name, new.get(name)) != ("DTYPE", "auto")
     ]
     if changed:
         raise UserError(
