@@ -78,8 +78,8 @@ def main(constants):
     with distributed.lock(folder):
         saved = None
         if RESUME == "auto":
-            networks = {"generator": Generator, "discriminator": Discriminator}
-            saved = checkpoint.load_for_resume(folder, constants, MAY_CHANGE, networks)
+            networks = Generator, Discriminator
+            saved = checkpoint.load_for_resume(folder, constants, MAY_CHANGE, *networks)
         if saved and saved["epoch"] >= EPOCHS:
             print(f"{folder} is finished, after epoch {saved['epoch']}. RUN_NAME names a new run.")
             print("To see it: python generate_report.py. To train it longer: raise EPOCHS.")
@@ -124,10 +124,9 @@ def new_run(images, labels, info, device, constants, saved):
     constants: what the checkpoints say of them; saved: the checkpoint to resume, or None.
     """
     # A run keeps its architecture when the defaults of dcgan.py change.
-    new_args = network_args(images.shape[1], labels.shape[1], SIZE)
-    model_args = saved["model_args"] if saved else new_args
+    shape = images.shape[1], labels.shape[1], SIZE
+    model_args = saved["model_args"] if saved else network_args(*shape)
     model = build(model_args, device)
-    optimizers = {"optimizer_g": model.optimizer_g, "optimizer_d": model.optimizer_d}
     functions = [train_step, set_learning_rate, generator_loss, discriminator_loss]
     run = Run(
         settings=constants,
@@ -136,7 +135,7 @@ def new_run(images, labels, info, device, constants, saved):
         data_sha256=dataset.sha256(images, labels),
         fixed_latents=torch.randn(64, LATENT_DIM),
         model_args=model_args,
-        recipe=checkpoint.describe_recipe(optimizers, functions),
+        recipe=checkpoint.describe_recipe(model, functions),
         machine=hardware.machine(device),
         data_official=dataset.is_official(DATASET, dataset.file(DATA_DIR, DATASET, SIZE), SIZE),
         info=info,
@@ -189,17 +188,15 @@ def train(images, labels, run, progress, model, folder, reference):
     """The adversarial loop, from where the run stands to its last epoch.
 
     images: uint8 (N, C, S, S), as hardware.place returns; labels: float (N, K) on the device;
-    reference: what fit_reference returned. SIGINT and SIGTERM end it with status 130 or 143, after
-    a checkpoint; SIGUSR1, a scheduler's warning, asks for a checkpoint only.
-    Raises UserError if a loss is no longer finite or a file cannot be written.
+    reference: of fit_reference. SIGINT and SIGTERM end it with status 130 or 143, after a checkpoint
+    that SIGUSR1 asks for too. Raises UserError if a loss is not finite or a file cannot be written.
     """
     epoch_images = len(images) // BATCH_SIZE * BATCH_SIZE  # the last incomplete batch is dropped
     if progress.step == 0:  # a full disk shows now, not after an hour
         checkpoint.save_run(run, progress, model, folder)
-    done = progress.epoch * epoch_images + progress.images_seen
     last = last_save = last_status = time.monotonic()
-    progress_bar = tqdm(total=EPOCHS * epoch_images, initial=done, unit=" images", disable=None)
-    with script.catch_signals() as caught, progress_bar as bar:
+    sizes = {"total": EPOCHS * epoch_images, "initial": progress.step * BATCH_SIZE}
+    with script.catch_signals() as caught, tqdm(**sizes, unit=" images", disable=None) as bar:
         while progress.epoch < EPOCHS:
             bar.set_description(f"epoch {progress.epoch + 1}/{EPOCHS}", refresh=False)
             while progress.images_seen < epoch_images:
@@ -319,8 +316,7 @@ def end_epoch(n, run, progress, model, folder, reference):
         scores = metrics.evaluate(reference, sampling.sample(model.generator_ema, *drawn))
     end = time.monotonic()
     progress.maintenance_seconds += end - begin
-    row = log.row(progress, BATCH_SIZE) | scores | {"data_set": dataset.title(run.info)}
-    progress.history.append(row)
+    progress.history.append(log.row(run, progress, scores))
     line = log.describe_epoch(progress.history, EPOCHS)
 
     progress.epoch, progress.images_seen = progress.epoch + 1, 0

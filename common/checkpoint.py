@@ -37,18 +37,17 @@ def constructor_args(network, *given, size=28):
     return dict(bound.arguments)
 
 
-def describe_recipe(optimizers, functions):
+def describe_recipe(model, functions):
     """Return what makes a training another one, besides its constants: {name: text}.
 
-    Of optimizers, {name: optimizer}, the class and the options except the learning rate; of
-    functions the code without comments and docstrings.
+    Of the optimisers the class and the options except the learning rate; of functions the code
+    without comments and docstrings.
     """
-    recipe = {}
-    for name, optimizer in optimizers.items():
+    recipe, parts = {}, fields(model).items()
+    for name, optimizer in [part for part in parts if isinstance(part[1], torch.optim.Optimizer)]:
         recipe[name] = type(optimizer).__name__
         for option in optimizer.param_groups[0].keys() - {"params", "lr"}:
-            values = [group[option] for group in optimizer.param_groups]
-            recipe[f"{name} {option}"] = repr(values[0] if len(values) == 1 else values)
+            recipe[f"{name} {option}"] = repr([group[option] for group in optimizer.param_groups])
     for function in functions:
         code = ast.parse(textwrap.dedent(inspect.getsource(function)))
         for node in ast.walk(code):
@@ -99,11 +98,7 @@ def load(path, layout):
 def unpack(path, data):
     """Return what torch.save wrote, from the bytes of a file. Raises UserError."""
     claimed = []  # bytes of each tensor, in the order in which torch.save numbers them
-
-    def to_cpu(storage, _):
-        claimed.append(storage.nbytes())
-        return storage
-
+    to_cpu = {"map_location": lambda storage, _: claimed.append(storage.nbytes()) or storage}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
@@ -113,7 +108,7 @@ def unpack(path, data):
             if archive.testzip():  # torch.load would not notice a flipped bit
                 refuse(path, "is damaged, a checksum in it is wrong")
         with warnings.catch_warnings(action="ignore"):
-            content = torch.load(io.BytesIO(data), to_cpu, weights_only=True)
+            content = torch.load(io.BytesIO(data), **to_cpu, weights_only=True)
     except MemoryError:
         raise
     except pickle.UnpicklingError:
@@ -265,11 +260,11 @@ def refill(value, saved, name, has_moments):
     return value.copy_(saved)
 
 
-def load_for_resume(folder, constants, may_change, networks):
+def load_for_resume(folder, constants, may_change, generator, discriminator):
     """Return the checkpoint of a run's folder to resume, or None if the folder is empty.
 
-    constants: those of the script now, {name: value}; may_change: names that may differ; networks:
-    {name: class}. Raises UserError if another constant differs or is there only then or only now, a
+    constants: those of the script now, {name: value}; may_change: names that may differ; generator,
+    discriminator: the classes. Raises UserError if another constant differs, is new or is gone, a
     class does not fit the weights, or the checkpoint cannot be read.
     """
     path = folder / "checkpoint.pt"
@@ -283,16 +278,12 @@ def load_for_resume(folder, constants, may_change, networks):
             )
         return None
     saved = load(path, CHECKPOINT)
-    old, new = saved["settings"], constants
-
-    def show(settings, name):
-        return repr(settings[name]) if name in settings else "unset"
-
+    old, new = ({n: repr(x) for n, x in each.items()} for each in (saved["settings"], constants))
     changed = [
-        f"{name} was {show(old, name)} and is now {show(new, name)}"
-        for name in {**old, **new}
-        if name not in may_change and old.get(name, ...) != new.get(name, ...)
-        if (name, new.get(name)) != ("DTYPE", "auto")
+        f"{name} was {old.get(name, 'unset')} and is now {new.get(name, 'unset')}"
+        for name in old | new
+        if name not in may_change and old.get(name) != new.get(name)
+        if (name, constants.get(name)) != ("DTYPE", "auto")
     ]
     if changed:
         raise UserError(
@@ -300,7 +291,7 @@ def load_for_resume(folder, constants, may_change, networks):
             "back, choose another RUN_NAME, or archive the run with --RESUME=never"
         )
     with same_architecture(path):
-        for name, network in networks.items():
+        for name, network in (("generator", generator), ("discriminator", discriminator)):
             check_architecture(network, saved["model_args"][name], saved[name])
         compare(saved["generator"], saved["generator_ema"])
     return saved

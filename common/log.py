@@ -49,8 +49,8 @@ def print_stopped(epoch, resume):
     print(f"  {distributed.command()} {shlex.join(sys.argv + again)}")
 
 
-def row(progress, batch_size):
-    """Return the row of log.csv for the epoch that just ended: steps, times and means."""
+def row(run, progress, scores):
+    """Return the row of log.csv for the epoch that just ended. scores: of metrics.evaluate."""
     speed = progress.images_seen / max(progress.seconds, 1e-9)  # a coarse clock may say 0
     times = {
         "seconds": round(progress.seconds, 2),
@@ -58,7 +58,8 @@ def row(progress, batch_size):
         "maintenance_seconds": round(progress.maintenance_seconds, 2),
     }
     done = {"epoch": progress.epoch + 1, "step": progress.step}
-    return done | times | means(progress, batch_size)
+    losses = means(progress, run.settings["BATCH_SIZE"])
+    return done | times | losses | scores | {"data_set": dataset.title(run.info)}
 
 
 def means(progress, batch_size):

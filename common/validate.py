@@ -4,9 +4,9 @@ A rule is a frozen dataclass with a method check(value, name), which raises Inva
 look: they convert nothing, and no value makes them allocate much memory.
 """
 
-import dataclasses
 import math
 import re
+from dataclasses import dataclass, field
 
 import torch
 
@@ -33,7 +33,7 @@ def require(holds, name, cause):
         raise Invalid(f"{name or 'it'} {cause}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Number:
     """A finite number, an int or a float."""
 
@@ -47,14 +47,14 @@ class Number:
         require(legal, name, f"is {describe(value)}, not of type {wanted}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Integer(Number):
     low: int = 0
     high: int = 2**53
     types = (int,)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Text:
     """A string that matches a regular expression; by default any without control characters."""
 
@@ -66,7 +66,7 @@ class Text:
         require(legal, name, f"is {describe(value)}, not {self.words}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class OneOf:
     """One of a few values, of the same type."""
 
@@ -78,7 +78,7 @@ class OneOf:
         require(legal, name, f"is {describe(value)}, not {listed}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ByType:
     """A value of one of several types, each with a rule; None as a rule allows all of the type."""
 
@@ -92,7 +92,7 @@ class ByType:
         raise Invalid(f"{name} is {describe(value)}, not one of {kinds}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Tensor:
     """A dense, finite tensor of real numbers on the CPU.
 
@@ -121,15 +121,15 @@ class Tensor:
             require(legal, name, f"holds values outside {self.low} to {self.high}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Table:
     """A dict with keys of one type: fields that must be there, fields that may, and all others.
 
     others: a rule, or None to pass over what is not known.
     """
 
-    fields: dict = dataclasses.field(default_factory=dict)
-    optional: dict = dataclasses.field(default_factory=dict)
+    fields: dict = field(default_factory=dict)
+    optional: dict = field(default_factory=dict)
     others: object = None
     keys: type = str
 
@@ -138,23 +138,21 @@ class Table:
         for key, rule in self.fields.items():
             require(key in value, place(name, key), "is missing")
             rule.check(value[key], place(name, key))
-        for key, field in value.items():
+        for key, found in value.items():
             require(type(key) is self.keys, name, f"has the key {describe(key)}")
             rule = None if key in self.fields else self.optional.get(key, self.others)
             if rule is not None:
-                rule.check(field, place(name, key))
+                rule.check(found, place(name, key))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ListOf:
-    """A list or tuple of values of one rule."""
-
-    rule: object
+    rule: object  # of each value of a list or tuple
 
     def check(self, value, name):
         require(isinstance(value, (list, tuple)), name, f"is {describe(value)}, not a list")
-        for number, field in enumerate(value):
-            self.rule.check(field, place(name, number))
+        for number, found in enumerate(value):
+            self.rule.check(found, place(name, number))
 
 
 def place(name, key):
