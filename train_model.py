@@ -135,7 +135,7 @@ def new_run(images, labels, info, device, constants, saved):
         data_sha256=dataset.sha256(images, labels),
         fixed_latents=torch.randn(64, LATENT_DIM),
         model_args=model_args,
-        recipe=checkpoint.describe_recipe(model, functions),
+        recipe=runs.describe_recipe(model, functions),
         machine=hardware.machine(device),
         data_official=dataset.is_official(DATASET, dataset.file(DATA_DIR, DATASET, SIZE), SIZE),
         info=info,
@@ -188,8 +188,8 @@ def train(images, labels, run, progress, model, folder, reference):
     """The adversarial loop, from where the run stands to its last epoch.
 
     images: uint8 (N, C, S, S), as hardware.place returns; labels: float (N, K) on the device;
-    reference: of fit_reference. SIGINT and SIGTERM end it with status 130 or 143, after a checkpoint
-    that SIGUSR1 asks for too. Raises UserError if a loss is not finite or a file cannot be written.
+    reference: of fit_reference. SIGINT and SIGTERM end it after a checkpoint, status 130 or 143;
+    SIGUSR1 asks for one. Raises UserError if a loss is not finite or a file cannot be written.
     """
     epoch_images = len(images) // BATCH_SIZE * BATCH_SIZE  # the last incomplete batch is dropped
     if progress.step == 0:  # a full disk shows now, not after an hour

@@ -1,6 +1,5 @@
 """Checkpoints: how they are written, read, checked and resumed. schema.py says what they hold."""
 
-import ast
 import contextlib
 import copy
 import dataclasses
@@ -8,7 +7,6 @@ import hashlib
 import inspect
 import io
 import pickle
-import textwrap
 import warnings
 import zipfile
 from pathlib import Path
@@ -23,7 +21,7 @@ from common.schema import CHECKPOINT, SNAPSHOT
 from common.validate import Invalid, check, compare, describe, require
 from dcgan import Discriminator, Generator
 
-UNUSED = {"unused": True}  # the state of a parameter that no step has changed so far
+UNUSED = {"unused": True}  # an optimiser's state of a parameter that no step has changed so far
 
 
 def constructor_args(network, *given, size=28):
@@ -35,31 +33,6 @@ def constructor_args(network, *given, size=28):
     bound = signature.bind(*given, **({"size": size} if "size" in signature.parameters else {}))
     bound.apply_defaults()
     return dict(bound.arguments)
-
-
-def describe_recipe(model, functions):
-    """Return what makes a training another one, besides its constants: {name: text}.
-
-    Of the optimisers the class and the options except the learning rate; of functions the code
-    without comments and docstrings.
-    """
-    recipe, parts = {}, fields(model).items()
-    for name, optimizer in [part for part in parts if isinstance(part[1], torch.optim.Optimizer)]:
-        recipe[name] = type(optimizer).__name__
-        for option in optimizer.param_groups[0].keys() - {"params", "lr"}:
-            recipe[f"{name} {option}"] = repr([group[option] for group in optimizer.param_groups])
-    for function in functions:
-        code = ast.parse(textwrap.dedent(inspect.getsource(function)))
-        for node in ast.walk(code):
-            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
-                node.body = node.body[1:] or [ast.Pass()]
-        recipe[function.__name__] = ast.unparse(code)
-    return recipe
-
-
-def fields(part):
-    """Return the fields of a dataclass instance, {name: value}, not copied."""
-    return {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
 
 
 def save(path, content):
@@ -210,21 +183,12 @@ def same_architecture(path):
         ) from None
 
 
-def optimizer_state(optimizer, stepped):
-    """Return the state dict of an optimiser, with UNUSED for parameters without a state.
-
-    stepped: whether it has made a step; before it, no parameter has a state.
-    """
-    saved = optimizer.state_dict()
-    numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    return saved | {"state": dict.fromkeys(numbers if stepped else (), UNUSED) | saved["state"]}
-
-
 def load_optimizer_state(optimizer, saved, stepped, name):
-    """Load the learning rates and the state that `optimizer_state` returned. Raises Invalid.
+    """Load the learning rates and the state that `save_run` wrote. Raises Invalid.
 
-    The values go into tensors that a step of a copy of the optimiser has made: a fused step walks
-    through raw memory, so tensors with another layout would give wrong weights or a crash.
+    stepped: whether a step was made; name: for messages. The values go into tensors that a step of
+    a copy of the optimiser has made: a fused step walks through raw memory, so tensors with another
+    layout would give wrong weights or a crash.
     """
     probe = copy.deepcopy(optimizer)
     groups = optimizer.state_dict()["param_groups"]
@@ -298,16 +262,14 @@ def load_for_resume(folder, constants, may_change, generator, discriminator):
 
 
 def save_run(run, progress, model, folder):
-    """Write checkpoint.pt into a run's folder, unless its weights are not finite.
-
-    Raises UserError.
-    """
+    """Write checkpoint.pt into a run's folder. Raises UserError, also if weights are not finite."""
     check_finite(progress, model, folder)
-    content = {"format": schema.FORMAT} | fields(run) | fields(progress)
-    for name, part in fields(model).items():
-        is_optimizer = isinstance(part, torch.optim.Optimizer)
-        stepped = progress.step > 0
-        content[name] = optimizer_state(part, stepped) if is_optimizer else part.state_dict()
+    content = {"format": schema.FORMAT} | vars(run) | vars(progress)
+    for name, part in vars(model).items():
+        content[name] = part.state_dict()
+        if isinstance(part, torch.optim.Optimizer) and progress.step > 0:
+            numbers = [n for group in content[name]["param_groups"] for n in group["params"]]
+            content[name]["state"] = dict.fromkeys(numbers, UNUSED) | content[name]["state"]
     content["rng_cpu"] = torch.get_rng_state()
     device = progress.running_sums.device
     content["rng_cuda"] = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -316,7 +278,7 @@ def save_run(run, progress, model, folder):
 
 def save_snapshot(run, progress, model, folder):
     """Write the averaged generator of the epoch that just ended. Raises UserError."""
-    content = {"format": schema.FORMAT, "epoch": progress.epoch} | fields(run)
+    content = {"format": schema.FORMAT, "epoch": progress.epoch} | vars(run)
     content["generator_ema"] = model.generator_ema.state_dict()
     content = {key: content[key] for key in SNAPSHOT.fields}
     save(folder / f"generator_epoch_{progress.epoch:04d}.pt", content)
@@ -358,13 +320,13 @@ def resume(saved, run, progress, model, path):
                 "change, choose another RUN_NAME, or archive the run with --RESUME=never"
             )
     with refusing(path):
-        for name, part in fields(model).items():
+        for name, part in vars(model).items():
             if isinstance(part, torch.optim.Optimizer):
                 load_optimizer_state(part, saved[name], saved["step"] > 0, name)
             else:
                 with same_architecture(path):
                     part.load_state_dict(saved[name])
-        for name, fresh in (fields(progress) | {"fixed_latents": run.fixed_latents}).items():
+        for name, fresh in (vars(progress) | {"fixed_latents": run.fixed_latents}).items():
             if isinstance(fresh, torch.Tensor):
                 compare({name: fresh}, {name: saved[name]})
                 saved[name] = saved[name].to(fresh.device)
@@ -374,6 +336,6 @@ def resume(saved, run, progress, model, path):
                 torch.cuda.set_rng_state(saved["rng_cuda"], progress.running_sums.device)
             except RuntimeError:
                 raise Invalid("rng_cuda cannot be set") from None
-    for name in fields(progress):
+    for name in vars(progress):
         setattr(progress, name, saved[name])
     return dataclasses.replace(run, fixed_latents=saved["fixed_latents"])

@@ -1,7 +1,10 @@
-"""The folders of runs: find them, list their snapshots, load their images, archive them."""
+"""Runs: find their folders and snapshots, archive them, and say what makes a run another one."""
 
+import ast
 import contextlib
+import inspect
 import re
+import textwrap
 from pathlib import Path
 
 from common import errors, files
@@ -101,6 +104,27 @@ def load_training_images(saved, data_dir):
             "the folder of that file as --DATA_DIR"
         )
     return images, labels, dataset.file(folder, name, trained["SIZE"])
+
+
+def describe_recipe(model, functions):
+    """Return what makes a training another one, besides its constants: {name: text}.
+
+    Of the optimisers the class and the options except the learning rate; of functions the code
+    without comments and docstrings.
+    """
+    recipe = {}
+    for name in ("optimizer_g", "optimizer_d"):
+        groups = getattr(model, name).param_groups
+        recipe[name] = type(getattr(model, name)).__name__
+        for option in sorted(groups[0].keys() - {"params", "lr"}):
+            recipe[f"{name} {option}"] = repr([group[option] for group in groups])
+    for function in functions:
+        code = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        for node in ast.walk(code):
+            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+                node.body = node.body[1:] or [ast.Pass()]
+        recipe[function.__name__] = ast.unparse(code)
+    return recipe
 
 
 def archive(*folders):

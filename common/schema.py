@@ -87,7 +87,7 @@ class Run:
     fixed_latents: Annotated[torch.Tensor, Tensor(torch.float32, 2)]  # (64, latent_dim)
     # constructor arguments, {"generator": {...}, "discriminator": {...}}
     model_args: Annotated[dict, Table({"generator": ARGUMENTS, "discriminator": ARGUMENTS})]
-    recipe: Annotated[dict, Table(others=Text())]  # as checkpoint.describe_recipe returns
+    recipe: Annotated[dict, Table(others=Text())]  # as runs.describe_recipe returns
     machine: Annotated[dict, Table(others=Text())]  # of hardware.machine, in the last process
 
 

@@ -48,8 +48,8 @@ def trained(tmp_path_factory, small_run):
     save_run = checkpoint.save_run
 
     def save_run_and_a_copy(run, progress, model, folder):
-        state = checkpoint.fields(progress) | {"random": torch.get_rng_state()}
-        state |= {name: part.state_dict() for name, part in checkpoint.fields(model).items()}
+        state = vars(progress) | {"random": torch.get_rng_state()}
+        state |= {name: part.state_dict() for name, part in vars(model).items()}
         torch.save(state, f"process_{os.environ['RANK']}.pt")
         save_run(run, progress, model, folder)
 
