@@ -99,7 +99,12 @@ OTHER_OPTIONS = {  # in train_model.py: what changes in both optimisers, and wha
     "the class": (ADAM, OTHER_OPTIMISERS["AdamW"], 2, "optimizer_g"),
     "beta2": (r"0\.999\)", "0.99)", 1, "optimizer_g betas"),
     "eps": (r'"fused": True', '"fused": True, "eps": 1e-7', 1, "optimizer_g eps"),
-    "weight decay": (r'"fused": True', '"weight_decay": 0.01', 1, "optimizer_g weight_decay"),
+    "weight decay": (
+        r'"fused": True',
+        '"fused": True, "weight_decay": 0.01',
+        1,
+        "optimizer_g weight_decay",
+    ),
     "of one network": (
         ADAM.replace(r"(\w+)", "(discriminator)"),
         r"torch.optim.Adam(\1.parameters(), eps=1e-7, **adam)",
