@@ -104,9 +104,9 @@ def load_real(saved):
     changed since the training, so that images of the training could be among them.
     """
     name, size, real = saved["settings"]["DATASET"], saved["settings"]["SIZE"], {}
-    _, _, path = checkpoint.load_training_images(saved, DATA_DIR)
+    _, _, path = runs.load_training_images(saved, DATA_DIR)
     for split in ("val", "test"):
-        about = checkpoint.describe_data(saved)
+        about = runs.describe_data(saved)
         images, labels, source = dataset.load(name, split, path.parent, size=size, trained_on=about)
         dataset.check_channels(path, split, images, saved["channels"])
         if ((labels < 0) | (labels > 255)).any():  # the export holds bytes

@@ -71,7 +71,6 @@ N_DETECTIVE = 2000  # further ones, for DETECTIVE; at most half the training ima
 
 # Settings of the training that the page leaves out: where files are is private.
 HIDDEN = {"DATA_DIR", "MODELS_DIR", "IMAGES_DIR", "RUN_NAME", "RESUME", "CHECKPOINT_MINUTES"}
-HIDDEN |= {"COLLAPSE"}  # a message that old checkpoints hold among their settings
 
 
 def main(constants):
@@ -83,7 +82,7 @@ def main(constants):
     snapshots = runs.find_snapshots(folder)
     captions = describe(saved, snapshots)
     options = sections.fewer_tiles(SimpleNamespace(**constants), saved["settings"]["SIZE"])
-    images, labels, path = checkpoint.load_training_images(saved, DATA_DIR)
+    images, labels, path = runs.load_training_images(saved, DATA_DIR)
     generator, grids = load_generators(saved, folder, snapshots, captions.epoch, options)
     samples = draw_samples(images, labels, path, generator, saved, grids)
     neighbours = find_neighbours(samples) if NUMBERS or COPIES or FAILURES else None

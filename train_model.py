@@ -23,12 +23,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import common.distributed as distributed
-from common import checkpoint, files, hardware, log, metrics, runs, sampling
-from common.checkpoint import Model, Progress, Run
+from common import checkpoint, distributed, files, hardware, log, metrics, runs, sampling
 from common.data import dataset
 from common.ema import update_bn, update_ema
 from common.errors import UserError
+from common.schema import Model, Progress, Run
 from dcgan import Discriminator, Generator
 
 # --- Data ---
@@ -71,6 +70,7 @@ MAY_CHANGE |= {"CHECKPOINT_MINUTES", "SNAPSHOT_EPOCHS", "RESUME"}
 @distributed.launch
 def main(constants):
     """Check the settings, start a run or resume it, and train it to its last epoch."""
+    global DTYPE  # where it is "auto", it becomes what this run computes in
     constants["DATASET"] = name = dataset.check_name(DATASET, SIZE)  # no checkpoint holds the path
     device = hardware.choose_device(DEVICE)
     run_name = RUN_NAME or dataset.sized(name, SIZE)
@@ -78,12 +78,14 @@ def main(constants):
     with distributed.lock(folder):
         saved = None
         if RESUME == "auto":
-            networks = {"generator": Generator, "discriminator": Discriminator}
-            saved = checkpoint.find(folder, constants, MAY_CHANGE, networks)
+            networks = Generator, Discriminator
+            saved = checkpoint.load_for_resume(folder, constants, MAY_CHANGE, *networks)
         if saved and saved["epoch"] >= EPOCHS:
             print(f"{folder} is finished, after epoch {saved['epoch']}. RUN_NAME names a new run.")
             print("To see it: python generate_report.py. To train it longer: raise EPOCHS.")
             return
+        dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
+        constants["DTYPE"] = DTYPE = hardware.choose_dtype(dtype, device)
         images, labels, source, info = load_data()
         torch.manual_seed(SEED)
         run, progress, model = new_run(images, labels, info, device, constants, saved)
@@ -119,23 +121,21 @@ def load_data():
 def new_run(images, labels, info, device, constants, saved):
     """Return a run, its progress and its model as they are before the first step.
 
-    saved: the checkpoint that will be resumed, or None; its dtype is kept if DTYPE is "auto".
+    constants: what the checkpoints say of them; saved: the checkpoint to resume, or None.
     """
-    dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
-    dtype = hardware.choose_dtype(dtype, device)
     # A run keeps its architecture when the defaults of dcgan.py change.
-    new_args = network_args(images.shape[1], labels.shape[1], SIZE)
-    model_args = saved["model_args"] if saved else new_args
+    shape = images.shape[1], labels.shape[1], SIZE
+    model_args = saved["model_args"] if saved else network_args(*shape)
     model = build(model_args, device)
-    optimizers = {"optimizer_g": model.optimizer_g, "optimizer_d": model.optimizer_d}
+    functions = [train_step, set_learning_rate, generator_loss, discriminator_loss]
     run = Run(
-        settings={**constants, "DTYPE": dtype},
+        settings=constants,
         channels=images.shape[1],
         label_counts=dataset.count_labels(labels),
         data_sha256=dataset.sha256(images, labels),
         fixed_latents=torch.randn(64, LATENT_DIM),
         model_args=model_args,
-        recipe=checkpoint.describe_recipe(optimizers, [generator_loss, discriminator_loss]),
+        recipe=runs.describe_recipe(model, functions),
         machine=hardware.machine(device),
         data_official=dataset.is_official(DATASET, dataset.file(DATA_DIR, DATASET, SIZE), SIZE),
         info=info,
@@ -188,18 +188,15 @@ def train(images, labels, run, progress, model, folder, reference):
     """The adversarial loop, from where the run stands to its last epoch.
 
     images: uint8 (N, C, S, S), as hardware.place returns; labels: float (N, K) on the device;
-    reference: what fit_reference returned. SIGINT and SIGTERM end it with status 130 or 143, after
-    a checkpoint; SIGUSR1, a scheduler's warning, asks for a checkpoint only.
-    Raises UserError if a loss is no longer finite or a file cannot be written.
+    reference: of fit_reference. SIGINT and SIGTERM end it after a checkpoint, status 130 or 143;
+    SIGUSR1 asks for one. Raises UserError if a loss is not finite or a file cannot be written.
     """
-    dtype = run.settings["DTYPE"]
     epoch_images = len(images) // BATCH_SIZE * BATCH_SIZE  # the last incomplete batch is dropped
     if progress.step == 0:  # a full disk shows now, not after an hour
         checkpoint.save_run(run, progress, model, folder)
-    done = progress.epoch * epoch_images + progress.images_seen
-    last_step = last_save = last_status = time.monotonic()
-    progress_bar = tqdm(total=EPOCHS * epoch_images, initial=done, unit=" images", disable=None)
-    with script.catch_signals() as caught, progress_bar as bar:
+    last = last_save = last_status = time.monotonic()
+    sizes = {"total": EPOCHS * epoch_images, "initial": progress.step * BATCH_SIZE}
+    with script.catch_signals() as caught, tqdm(**sizes, unit=" images", disable=None) as bar:
         while progress.epoch < EPOCHS:
             bar.set_description(f"epoch {progress.epoch + 1}/{EPOCHS}", refresh=False)
             while progress.images_seen < epoch_images:
@@ -209,8 +206,8 @@ def train(images, labels, run, progress, model, folder, reference):
                 real = dataset.to_network(hardware.fetch(images, batch))
 
                 # Update D, G and the EMA.
-                set_learning_rate(model, progress.step + 1, run.settings["LR_DECAY_START"])
-                progress.running_sums += train_step(real, labels[batch], model, dtype)
+                set_learning_rate(model, progress.step + 1)
+                progress.running_sums += train_step(real, labels[batch], model, DTYPE)
                 progress.images_seen += BATCH_SIZE
                 progress.step += 1
                 seen = progress.step * BATCH_SIZE
@@ -218,8 +215,8 @@ def train(images, labels, run, progress, model, folder, reference):
 
                 # Show the status.
                 now = time.monotonic()
-                progress.seconds += now - last_step
-                last_step = now
+                progress.seconds += now - last
+                last = now
                 bar.update(BATCH_SIZE)
                 if now - last_status > (60 if bar.disable else 1):  # seconds
                     last_status = now
@@ -228,27 +225,29 @@ def train(images, labels, run, progress, model, folder, reference):
                 # Save a checkpoint.
                 signals = distributed.agree(caught)
                 if signals.save or now - last_save > 60 * CHECKPOINT_MINUTES:
-                    update_bn(model.generator_ema, run.label_counts, SEED, dtype)
+                    update_bn(model.generator_ema, run.label_counts, SEED, DTYPE)
                     checkpoint.save_run(run, progress, model, folder)
-                    last_save, signals.save = now, False
+                    last, last_save, signals.save = time.monotonic(), now, False
+                    progress.maintenance_seconds += last - now
                 if signals.stop:
                     bar.close()
                     log.print_stopped(progress.epoch + 1, RESUME)
                     sys.exit(128 + signals.stop)
 
+            checkpoint.check_finite(progress, model, folder)  # waits for a GPU's last step
+            progress.seconds += time.monotonic() - last
             bar.write(end_epoch(len(images), run, progress, model, folder, reference))
-            last_save = time.monotonic()
+            last = last_save = time.monotonic()
 
 
-def set_learning_rate(model, step, decay_start):
-    """Set LEARNING_RATE for the first decay_start steps and decay_start / step of it later.
+def set_learning_rate(model, step):
+    """Set LEARNING_RATE for the first LR_DECAY_START steps, LR_DECAY_START / step of it later.
 
-    At a constant rate D becomes too strong in long runs (docs/RESULTS.md); None keeps it, in a run
-    that began before there was a decay. The rate depends on the step alone, so that a finished run
-    with more EPOCHS is the same as one that had them at once.
+    At a constant rate D becomes too strong in long runs (docs/RESULTS.md). The rate depends on the
+    step alone, so that a finished run with more EPOCHS is the same as one that had them at once.
     """
     for group in model.optimizer_g.param_groups + model.optimizer_d.param_groups:
-        group["lr"] = LEARNING_RATE * min(1.0, (decay_start or step) / step)
+        group["lr"] = LEARNING_RATE * min(1.0, LR_DECAY_START / step)
 
 
 @errors.short_of_memory("BATCH_SIZE")
@@ -309,26 +308,26 @@ def end_epoch(n, run, progress, model, folder, reference):
 
     n: training images. The checkpoint is written last, so all that it says is done is on the disk.
     """
-    checkpoint.check_finite(progress, model, folder)
-    speed = progress.images_seen / max(progress.seconds, 1e-9)  # a coarse clock may say 0
-    row = {"epoch": progress.epoch + 1, "step": progress.step}
-    row |= {"seconds": round(progress.seconds, 2), "images_per_second": round(speed, 1)}
-    row |= log.means(progress, BATCH_SIZE)
-    generator, dtype = model.generator_ema, run.settings["DTYPE"]
-    update_bn(generator, run.label_counts, SEED, dtype)
+    begin = time.monotonic()
+    update_bn(model.generator_ema, run.label_counts, SEED, DTYPE)
+    scores = {}
     if reference:
-        synthetic = sampling.sample(generator, run.label_counts, reference["n"], SEED, dtype)
-        row |= metrics.evaluate(reference, synthetic)
-    progress.history.append(row | {"data_set": dataset.title(run.info)})
+        drawn = run.label_counts, reference["n"], SEED, DTYPE
+        scores = metrics.evaluate(reference, sampling.sample(model.generator_ema, *drawn))
+    end = time.monotonic()
+    progress.maintenance_seconds += end - begin
+    progress.history.append(log.row(run, progress, scores))
     line = log.describe_epoch(progress.history, EPOCHS)
 
-    progress.epoch, progress.images_seen, progress.seconds = progress.epoch + 1, 0, 0.0
+    progress.epoch, progress.images_seen = progress.epoch + 1, 0
+    progress.seconds = progress.maintenance_seconds = 0.0
     progress.running_sums = torch.zeros_like(progress.running_sums)
     progress.permutation = torch.randperm(n, device=progress.permutation.device)
     if progress.epoch % SNAPSHOT_EPOCHS == 0 or progress.epoch == EPOCHS:
         checkpoint.save_snapshot(run, progress, model, folder)
     files.write_csv(folder / "log.csv", progress.history)
     checkpoint.save_run(run, progress, model, folder)
+    progress.maintenance_seconds = time.monotonic() - end  # what was written counts in the next row
     return line
 
 

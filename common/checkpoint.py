@@ -1,36 +1,27 @@
 """Checkpoints: how they are written, read, checked and resumed. schema.py says what they hold."""
 
-import ast
+import contextlib
+import copy
 import dataclasses
 import hashlib
 import inspect
 import io
 import pickle
-import textwrap
 import warnings
 import zipfile
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-from common import errors, files
+from common import errors, files, schema
 from common.data import dataset
 from common.errors import UserError
-from common.restore import compare, fit_network, fit_optimizer, optimizer_state
-from common.schema import (
-    CHECKPOINT,
-    SNAPSHOT,
-    Model,
-    Progress,
-    Run,
-    check_progress,
-    check_relations,
-)
-from common.upgrade import upgrade
-from common.validate import Odd, check, demand, describe
+from common.schema import CHECKPOINT, SNAPSHOT
+from common.validate import Invalid, check, compare, describe, require
 from dcgan import Discriminator, Generator
 
-__all__ = ["CHECKPOINT", "SNAPSHOT", "Model", "Progress", "Run"]  # from schema.py, for the scripts
+UNUSED = {"unused": True}  # an optimiser's state of a parameter that no step has changed so far
 
 
 def constructor_args(network, *given, size=28):
@@ -42,23 +33,6 @@ def constructor_args(network, *given, size=28):
     bound = signature.bind(*given, **({"size": size} if "size" in signature.parameters else {}))
     bound.apply_defaults()
     return dict(bound.arguments)
-
-
-def describe_recipe(optimizers, losses):
-    """Return {name: class name of an optimiser, or code of a loss without its comments}.
-
-    optimizers: {name: optimizer}; losses: functions.
-    """
-    recipe = {name: type(optimizer).__name__ for name, optimizer in optimizers.items()}
-    for loss in losses:
-        code = ast.parse(textwrap.dedent(inspect.getsource(loss)))
-        recipe[loss.__name__] = ast.unparse(code)
-    return recipe
-
-
-def fields(part):
-    """Return the fields of a dataclass instance, {name: value}, not copied."""
-    return {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
 
 
 def save(path, content):
@@ -84,32 +58,30 @@ def load(path, layout):
             file.seek(0)
             data = file.read()
         content = unpack(path, data)
-        try:
-            demand(isinstance(content, dict), "it", f"is {describe(content)}, not a dict")
-            content = upgrade(content)
+        with refusing(path):
             check(layout, content)
             content["info"] = dataset.INFO.get(content["settings"]["DATASET"], content["info"])
-            check_relations(content)
-            if layout is CHECKPOINT:
-                check_progress(content)
-        except Odd as odd:
-            refuse(path, f"is not a checkpoint of this program: {odd}")
+            for relation in schema.relations(content):
+                require(*relation)
+            for relation in schema.progress_relations(content) if layout is CHECKPOINT else ():
+                require(*relation)
     return content | {"file_sha256": hashlib.sha256(data).hexdigest()}
 
 
 def unpack(path, data):
     """Return what torch.save wrote, from the bytes of a file. Raises UserError."""
-    damaged = None
+    claimed = []  # bytes of each tensor, in the order in which torch.save numbers them
+    to_cpu = {"map_location": lambda storage, _: claimed.append(storage.nbytes()) or storage}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
             stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
             if not stored or sum(member.file_size for member in members) > len(data):
                 refuse(path, "is not a readable checkpoint, it unpacks to more than it is")
-            damaged = archive.testzip()  # torch.load would not notice a flipped bit
-        if not damaged:
-            with warnings.catch_warnings(action="ignore"):
-                return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            if archive.testzip():  # torch.load would not notice a flipped bit
+                refuse(path, "is damaged, a checksum in it is wrong")
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(io.BytesIO(data), **to_cpu, weights_only=True)
     except MemoryError:
         raise
     except pickle.UnpicklingError:
@@ -118,36 +90,20 @@ def unpack(path, data):
         if "allocate memory" in str(error):  # RuntimeError of torch
             raise MemoryError from None
         refuse(path, f"is not a readable checkpoint, {type(error).__name__}")
-    refuse(path, "is damaged, a checksum in it is wrong")
+    sizes = {member.filename.rpartition("/data/")[2]: member.file_size for member in members}
+    held = [sizes.get(str(number)) for number in range(len(members))]
+    if [size for size in claimed if size] != [size for size in held if size]:
+        refuse(path, "is not a readable checkpoint, a tensor in it has not the size of its data")
+    return content
 
 
-def describe_data(saved):
-    """Return in words what the run of a checkpoint was trained on."""
-    kind = {True: dataset.OFFICIAL, False: "not the official file", None: "a file of that name"}
-    name = saved["settings"]["DATASET"]
-    which = "" if name == "phantom" else f", {kind[saved['data_official']]}"
-    which = which if name in dataset.NAMES else f", {dataset.OWN}"
-    return f"The run was trained on {dataset.title(saved['info'])}{which}"
-
-
-def load_training_images(saved, data_dir):
-    """Return the images that a run was trained on, their label vectors or None, and their file.
-
-    data_dir: the folder of that file; empty: the one the run was trained from. Raises UserError if
-    they are no longer there; nothing is downloaded or drawn.
-    """
-    trained, trained_on = saved["settings"], describe_data(saved)
-    folder = data_dir or trained["DATA_DIR"]
-    name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
-    part = {"fraction": fraction, "seed": seed, "size": trained["SIZE"]}
-    images, labels, source = dataset.load(name, "train", folder, trained_on=trained_on, **part)
-    labels = dataset.encode_labels(saved["info"], labels) if trained.get("CONDITIONAL") else None
-    if dataset.sha256(images, labels) != saved["data_sha256"]:
-        raise UserError(
-            f"{source}: these are not the images that the run was trained on. {trained_on}; give "
-            "the folder of that file as --DATA_DIR"
-        )
-    return images, labels, dataset.file(folder, name, trained["SIZE"])
+@contextlib.contextmanager
+def refusing(path):
+    """Raise a UserError that refuses a checkpoint for what is Invalid in the block."""
+    try:
+        yield
+    except Invalid as error:
+        refuse(path, f"is not a checkpoint of this program: {error}")
 
 
 def refuse(path, cause):
@@ -159,11 +115,11 @@ def refuse(path, cause):
 
 
 def load_generator(path):
-    """Read a snapshot or a checkpoint and return its averaged generator, in eval mode, on the CPU.
+    """Return the averaged generator of a snapshot or a checkpoint, in eval mode, on the CPU.
 
     Raises UserError if the file is missing, damaged or made by another architecture.
     """
-    return rebuild_generator(load(Path(path), SNAPSHOT), path)
+    return rebuild_generator(load(path, SNAPSHOT), path)
 
 
 def rebuild_generator(saved, path, architecture=Generator):
@@ -171,63 +127,109 @@ def rebuild_generator(saved, path, architecture=Generator):
 
     architecture: the class that it was trained as, if it is not dcgan.Generator.
     """
-    return rebuild(architecture, saved["model_args"].get("generator"), saved["generator_ema"], path)
+    return rebuild(architecture, saved["model_args"]["generator"], saved["generator_ema"], path)
 
 
 def rebuild_discriminator(saved, path):
     """Return the discriminator of what `load` read from checkpoint.pt, in eval mode."""
-    arguments = saved["model_args"].get("discriminator")
+    arguments = saved["model_args"]["discriminator"]
     return rebuild(Discriminator, arguments, saved["discriminator"], path)
 
 
 def rebuild(architecture, arguments, state, path):
     """Return a network in eval mode, channels_last as in training, so that no bit differs."""
-    check_architecture(architecture, arguments, state, path)
-    network = architecture(**arguments)
-    restore(network, state, path)
+    with same_architecture(path):
+        check_architecture(architecture, arguments, state)
+        network = architecture(**arguments)
+        network.load_state_dict(state)
     return network.eval().to(memory_format=torch.channels_last)
 
 
-def check_architecture(architecture, arguments, state, path):
-    """Raise UserError unless a class with these arguments has the weights of a state dict."""
+class SkipInit(TorchFunctionMode):
+    """Skips the random initialisation: on the meta device, normal_ would import for a second."""
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        named = named or {}
+        if function in (torch.nn.init.normal_, torch.Tensor.normal_):
+            return named["tensor"] if "tensor" in named else arguments[0]
+        return function(*arguments, **named)
+
+
+def check_architecture(architecture, arguments, state):
+    """Raise an error unless a class with these arguments has the weights of a state dict.
+
+    It is built on the meta device, where a network of any size takes no memory.
+    """
     try:
-        compare(architecture, arguments, state)
-    except Exception as error:  # whatever constructor arguments of another class lead to
+        with torch.device("meta"), SkipInit():
+            network = architecture(**arguments)
+    except Exception as error:
         if "meta" not in str(error):  # a class of one's own may look at its values
-            refuse_architecture(path, error)
+            raise
+    else:
+        compare(network.state_dict(), state)
 
 
-def restore(network, state, path):
-    """Load a state dict into a network. Raises UserError if it does not fit."""
+@contextlib.contextmanager
+def same_architecture(path):
+    """Raise a UserError for whatever goes wrong with a network and weights for another one."""
     try:
-        fit_network(network, state)
-    except Exception as error:  # wrong keys, shapes or types, whatever a foreign file holds
-        refuse_architecture(path, error)
-
-
-def restore_optimizer(optimizer, saved, name, path):
-    """Load the state dict of an optimiser from what `load` read. Raises UserError."""
-    try:
-        fit_optimizer(optimizer, saved[name], saved["step"] > 0)
-    except Exception as error:  # as above
+        yield
+    except Exception as error:
         cause = " ".join(str(error).split())[:160]
-        refuse(path, f"is not a checkpoint of this program: {name} does not fit, {cause}")
+        raise UserError(
+            f"{path} was made by another architecture than dcgan.py has now ({cause}). "
+            "Undo the change to dcgan.py, or train anew under another RUN_NAME."
+        ) from None
 
 
-def refuse_architecture(path, error):
-    cause = " ".join(str(error).split())[:160]
-    raise UserError(
-        f"{path} was made by another architecture than dcgan.py has now ({cause}). "
-        "Undo the change to dcgan.py, or train anew under another RUN_NAME."
-    ) from None
+def load_optimizer_state(optimizer, saved, stepped, name):
+    """Load the learning rates and the state that `save_run` wrote. Raises Invalid.
+
+    stepped: whether a step was made; name: for messages. The values go into tensors that a step of
+    a copy of the optimiser has made: a fused step walks through raw memory, so tensors with another
+    layout would give wrong weights or a crash.
+    """
+    probe = copy.deepcopy(optimizer)
+    groups = optimizer.state_dict()["param_groups"]
+    alike = [len(g["params"]) for g in groups] == [len(g["params"]) for g in saved["param_groups"]]
+    require(alike, name, "has other groups of parameters")
+    for group, old in zip(groups, saved["param_groups"], strict=True):
+        group["lr"] = old["lr"]
+    for parameter in (parameter for group in probe.param_groups for parameter in group["params"]):
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    step = type(probe).step
+    # Without the hooks that others have set on the steps of optimisers.
+    (step.__wrapped__ if getattr(step, "hooked", False) else step)(probe)
+    states = {}
+    for number, made in probe.state_dict()["state"].items() if stepped else ():
+        old = saved["state"].get(number, {})
+        if made and "unused" not in old:
+            states[number] = {
+                key: refill(value, old.get(key), f"{name} state {number} {key}", "exp_avg" in made)
+                for key, value in made.items()
+            }
+    states = states if stepped else optimizer.state_dict()["state"]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
-def find(folder, constants, may_change, networks):
+def refill(value, saved, name, has_moments):
+    """Return a part of an optimiser's state with the saved values in it. Raises Invalid."""
+    require(type(saved) is type(value), name, f"is {describe(saved)}")
+    if not isinstance(value, torch.Tensor):
+        return saved
+    compare({name: value}, {name: saved})
+    if name.endswith(" step"):  # Adam would divide by 0 if it had moments but made no step
+        require(saved % 1 == 0 and saved >= has_moments, name, "is not a number of steps")
+    return value.copy_(saved)
+
+
+def load_for_resume(folder, constants, may_change, generator, discriminator):
     """Return the checkpoint of a run's folder to resume, or None if the folder is empty.
 
-    constants: those of the script now, {name: value}; may_change: names that may differ; networks:
-    {name: class}. Raises UserError if another constant differs, a class does not fit the weights,
-    or the checkpoint cannot be read.
+    constants: those of the script now, {name: value}; may_change: names that may differ; generator,
+    discriminator: the classes. Raises UserError if another constant differs, is new or is gone, a
+    class does not fit the weights, or the checkpoint cannot be read.
     """
     path = folder / "checkpoint.pt"
     with errors.reading(path):
@@ -240,33 +242,34 @@ def find(folder, constants, may_change, networks):
             )
         return None
     saved = load(path, CHECKPOINT)
+    old, new = ({n: repr(x) for n, x in each.items()} for each in (saved["settings"], constants))
     changed = [
-        f"{name} was {old!r} and is now {constants[name]!r}"
-        for name, old in saved["settings"].items()
-        if name in constants and name not in may_change and constants[name] != old
-        if (name, constants[name]) != ("DTYPE", "auto") and old is not None
+        f"{name} was {old.get(name, 'unset')} and is now {new.get(name, 'unset')}"
+        for name in old | new
+        if name not in may_change and old.get(name) != new.get(name)
+        if (name, constants.get(name)) != ("DTYPE", "auto")
     ]
     if changed:
         raise UserError(
             f"{folder} was trained with other settings: {'; '.join(changed)}. Change them "
             "back, choose another RUN_NAME, or archive the run with --RESUME=never"
         )
-    for name, network in networks.items():
-        check_architecture(network, saved["model_args"].get(name), saved[name], path)
+    with same_architecture(path):
+        for name, network in (("generator", generator), ("discriminator", discriminator)):
+            check_architecture(network, saved["model_args"][name], saved[name])
+        compare(saved["generator"], saved["generator_ema"])
     return saved
 
 
 def save_run(run, progress, model, folder):
-    """Write checkpoint.pt into a run's folder, unless its weights are not finite.
-
-    Raises UserError.
-    """
+    """Write checkpoint.pt into a run's folder. Raises UserError, also if weights are not finite."""
     check_finite(progress, model, folder)
-    content = fields(run) | fields(progress)
-    for name, part in fields(model).items():
-        is_optimizer = isinstance(part, torch.optim.Optimizer)
-        stepped = progress.step > 0
-        content[name] = optimizer_state(part, stepped) if is_optimizer else part.state_dict()
+    content = {"format": schema.FORMAT} | vars(run) | vars(progress)
+    for name, part in vars(model).items():
+        content[name] = part.state_dict()
+        if isinstance(part, torch.optim.Optimizer) and progress.step > 0:
+            numbers = [n for group in content[name]["param_groups"] for n in group["params"]]
+            content[name]["state"] = dict.fromkeys(numbers, UNUSED) | content[name]["state"]
     content["rng_cpu"] = torch.get_rng_state()
     device = progress.running_sums.device
     content["rng_cuda"] = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -275,8 +278,9 @@ def save_run(run, progress, model, folder):
 
 def save_snapshot(run, progress, model, folder):
     """Write the averaged generator of the epoch that just ended. Raises UserError."""
-    content = {key: value for key, value in fields(run).items() if key in SNAPSHOT.fields}
-    content |= {"epoch": progress.epoch, "generator_ema": model.generator_ema.state_dict()}
+    content = {"format": schema.FORMAT, "epoch": progress.epoch} | vars(run)
+    content["generator_ema"] = model.generator_ema.state_dict()
+    content = {key: content[key] for key in SNAPSHOT.fields}
     save(folder / f"generator_epoch_{progress.epoch:04d}.pt", content)
 
 
@@ -294,42 +298,44 @@ def check_finite(progress, model, folder):
 def resume(saved, run, progress, model, path):
     """Restore networks, optimisers, progress and RNG state from what `load` read.
 
-    run: that of this process. Returns it with the fixed latents of the checkpoint, and with None
-    for the settings that the program which began the run did not have. Raises UserError if the
-    data, the architecture, an optimiser or a loss is another one than the run began with.
+    run: that of this process. Returns it with the fixed latents of the checkpoint. Raises UserError
+    if the data, the architecture or the recipe is another one than the run began with.
     """
     folder = path.parent
     if saved["data_sha256"] != run.data_sha256:
         name = run.settings["DATASET"]
         data = dataset.file(run.settings["DATA_DIR"], name, run.settings["SIZE"])
-        old = "the old file" if name in dataset.NAMES else "the images of then"
+        old = "the old file" if name in dataset.NAMES else "the old images"
         raise UserError(
             f"{data} does not hold the images and labels that {folder} "
             f"was trained on. Put {old} back, or choose another RUN_NAME."
         )
-    for name, old in saved["recipe"].items():
-        if run.recipe.get(name) != old:
+    old, new = saved["recipe"], run.recipe
+    for name in [*old, *new]:
+        # Versions of torch know different options; a function or a class that is gone is a change.
+        known = name in old and name in new or " " not in name
+        if known and old.get(name) != new.get(name):
             raise UserError(
                 f"{folder} was trained with another {name} than train_model.py has now. Undo the "
                 "change, choose another RUN_NAME, or archive the run with --RESUME=never"
             )
-    for name, part in fields(model).items():
-        if isinstance(part, torch.optim.Optimizer):
-            restore_optimizer(part, saved, name, path)
-        else:
-            restore(part, saved[name], path)
-    for name, fresh in (fields(progress) | {"fixed_latents": run.fixed_latents}).items():
-        if isinstance(fresh, torch.Tensor):
-            if saved[name].shape != fresh.shape or saved[name].dtype != fresh.dtype:
-                refuse(path, f"does not fit this run, {name!r} has another shape")
-            saved[name] = saved[name].to(fresh.device)
-    for name in fields(progress):
-        setattr(progress, name, saved[name])
-    try:
+    with refusing(path):
+        for name, part in vars(model).items():
+            if isinstance(part, torch.optim.Optimizer):
+                load_optimizer_state(part, saved[name], saved["step"] > 0, name)
+            else:
+                with same_architecture(path):
+                    part.load_state_dict(saved[name])
+        for name, fresh in (vars(progress) | {"fixed_latents": run.fixed_latents}).items():
+            if isinstance(fresh, torch.Tensor):
+                compare({name: fresh}, {name: saved[name]})
+                saved[name] = saved[name].to(fresh.device)
         torch.set_rng_state(saved["rng_cpu"])
         if progress.running_sums.is_cuda and saved["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(saved["rng_cuda"], progress.running_sums.device)
-    except (KeyError, RuntimeError, TypeError):
-        refuse(path, "does not fit this run, its RNG states cannot be set")
-    settings = run.settings | {key: x for key, x in saved["settings"].items() if x is None}
-    return dataclasses.replace(run, settings=settings, fixed_latents=saved["fixed_latents"])
+            try:
+                torch.cuda.set_rng_state(saved["rng_cuda"], progress.running_sums.device)
+            except RuntimeError:
+                raise Invalid("rng_cuda cannot be set") from None
+    for name in vars(progress):
+        setattr(progress, name, saved[name])
+    return dataclasses.replace(run, fixed_latents=saved["fixed_latents"])

@@ -91,7 +91,7 @@ def join(store, rank, n, constants):
         if dist.is_nccl_available():
             backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=n, timeout=PATIENCE)
-    checkpoint.find = shared(checkpoint.find)
+    checkpoint.load_for_resume = shared(checkpoint.load_for_resume)
     dataset.load = in_turn(dataset.load)  # the first makes the file that the others then read
     for module, name in FIRST_ONLY if rank > 0 else ():
         setattr(module, name, lambda *_: None)

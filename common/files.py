@@ -47,9 +47,10 @@ def write(path, content):
 
 
 def write_csv(path, rows):
-    """Write a list of dicts with the same keys as a .csv file. Raises UserError."""
+    """Write dicts as a .csv file with a column for each key of any of them. Raises UserError."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write(path, text.getvalue().encode())

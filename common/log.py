@@ -49,6 +49,19 @@ def print_stopped(epoch, resume):
     print(f"  {distributed.command()} {shlex.join(sys.argv + again)}")
 
 
+def row(run, progress, scores):
+    """Return the row of log.csv for the epoch that just ended. scores: of metrics.evaluate."""
+    speed = progress.images_seen / max(progress.seconds, 1e-9)  # a coarse clock may say 0
+    times = {
+        "seconds": round(progress.seconds, 2),
+        "images_per_second": round(speed, 1),
+        "maintenance_seconds": round(progress.maintenance_seconds, 2),
+    }
+    done = {"epoch": progress.epoch + 1, "step": progress.step}
+    losses = means(progress, run.settings["BATCH_SIZE"])
+    return done | times | losses | scores | {"data_set": dataset.title(run.info)}
+
+
 def means(progress, batch_size):
     """Return the means of the STATISTICS over the unfinished epoch, {name: value}."""
     values = (progress.running_sums / (progress.images_seen // batch_size)).tolist()
@@ -79,7 +92,8 @@ def describe_epoch(history, epochs):
     A line below it says when the run has collapsed or its best epoch is over.
     """
     row = history[-1]
-    left = timedelta(seconds=round(row["seconds"] * (epochs - row["epoch"])))
+    seconds = row["seconds"] + row["maintenance_seconds"]
+    left = timedelta(seconds=round(seconds * (epochs - row["epoch"])))
     line = f"epoch {row['epoch']}/{epochs}, {row['images_per_second']:.0f} images/s"
     line += f", {describe_means(row)}"
     line += f", {describe_metrics(row)}" if "coverage" in row else ""

@@ -1,10 +1,14 @@
-"""The folders of runs: find them, list their snapshots, archive them."""
+"""Runs: find their folders and snapshots, archive them, and say what makes a run another one."""
 
+import ast
 import contextlib
+import inspect
 import re
+import textwrap
 from pathlib import Path
 
 from common import errors, files
+from common.data import dataset
 from common.errors import UserError, printable
 from common.schema import NAME
 
@@ -72,6 +76,55 @@ def choose_epoch(epoch, snapshots, history):
         f'EPOCH={epoch}: legal are "last", "best" if coverage was measured, and the epochs '
         f"of which a generator was saved: {saved}"
     )
+
+
+def describe_data(saved):
+    """Return in words what the run of a checkpoint was trained on."""
+    name, title = saved["settings"]["DATASET"], dataset.title(saved["info"])
+    which = dataset.OFFICIAL if saved["data_official"] else "not the official file"
+    which = which if name in dataset.NAMES else dataset.OWN
+    return f"The run was trained on {title}{'' if name == 'phantom' else f', {which}'}"
+
+
+def load_training_images(saved, data_dir):
+    """Return the images that a run was trained on, their label vectors or None, and their file.
+
+    data_dir: the folder of that file; empty: the one the run was trained from. Raises UserError if
+    they are no longer there; nothing is downloaded or drawn.
+    """
+    trained, trained_on = saved["settings"], describe_data(saved)
+    folder = data_dir or trained["DATA_DIR"]
+    name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
+    part = {"fraction": fraction, "seed": seed, "size": trained["SIZE"]}
+    images, labels, source = dataset.load(name, "train", folder, trained_on=trained_on, **part)
+    labels = dataset.encode_labels(saved["info"], labels) if trained["CONDITIONAL"] else None
+    if dataset.sha256(images, labels) != saved["data_sha256"]:
+        raise UserError(
+            f"{source}: these are not the images that the run was trained on. {trained_on}; give "
+            "the folder of that file as --DATA_DIR"
+        )
+    return images, labels, dataset.file(folder, name, trained["SIZE"])
+
+
+def describe_recipe(model, functions):
+    """Return what makes a training another one, besides its constants: {name: text}.
+
+    Of the optimisers the class and the options except the learning rate; of functions the code
+    without comments and docstrings.
+    """
+    recipe = {}
+    for name in ("optimizer_g", "optimizer_d"):
+        groups = getattr(model, name).param_groups
+        recipe[name] = type(getattr(model, name)).__name__
+        for option in sorted(groups[0].keys() - {"params", "lr"}):
+            recipe[f"{name} {option}"] = repr([group[option] for group in groups])
+    for function in functions:
+        code = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        for node in ast.walk(code):
+            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+                node.body = node.body[1:] or [ast.Pass()]
+        recipe[function.__name__] = ast.unparse(code)
+    return recipe
 
 
 def archive(*folders):

@@ -23,8 +23,6 @@ import unicodedata
 
 from common.errors import UserError
 
-RENAMED = {"PRECISION": "DTYPE"}  # constants of earlier versions, and their names now
-
 
 def override(namespace, arguments=None):
     """Set a script's constants from the command line and check all of them.
@@ -48,11 +46,8 @@ def override(namespace, arguments=None):
         group.add_argument(f"--{name}", metavar="VALUE", help=text)
     parser.error = refuse  # argparse would print two lines and exit with status 2
     given, unknown = parser.parse_known_args(arguments)
-    for number, word in enumerate(unknown):
-        name, _, value = word.lstrip("-").partition("=")
-        if RENAMED.get(name) in constants:
-            value = value or "".join(unknown[number + 1 : number + 2])
-            refuse(f"{name} is called {RENAMED[name]} now: --{RENAMED[name]}={value}")
+    for word in unknown:
+        name = word.lstrip("-").partition("=")[0]
         near = difflib.get_close_matches(name.upper(), constants, n=1)
         hint = f"did you mean --{near[0]}?" if near else "--help lists the settings."
         refuse(f"{word}: there is no such setting; {hint}")

@@ -20,8 +20,8 @@ def parts(rule, value, way=()):
             found = rule.fields.get(key) or rule.optional.get(key, rule.others)
             if found:
                 yield from parts(found, field, (*way, key))
-    elif isinstance(rule, (validate.Map, validate.Rows)):
-        for key, field in value.items() if isinstance(value, dict) else enumerate(value):
+    elif isinstance(rule, validate.ListOf):
+        for key, field in enumerate(value):
             yield from parts(rule.rule, field, (*way, key))
 
 
@@ -32,15 +32,15 @@ ANYTHING += ["\0", "\x1b[2J", "\udcff", [], {}, {5: 5}, ["a"], [None], (), (1, "
 def odd_values(rule, value, dice):
     """Return values that do not obey a rule, or that do in a strange way."""
     made = [*ANYTHING, torch.zeros(2), torch.tensor(float("nan"))]
-    if isinstance(rule, (validate.Whole, validate.Number)):
+    if isinstance(rule, (validate.Integer, validate.Number)):
         made += [rule.low - 1, rule.high * 2, str(value)]
-        if isinstance(rule, validate.Whole) and isinstance(value, int):
+        if isinstance(rule, validate.Integer) and isinstance(value, int):
             made += [value + 1, value - 1, float(value)]
     if isinstance(rule, validate.Text) and isinstance(value, str):
         made += [value + "\0", value.upper() + "x", value.encode()]
-    if isinstance(rule, validate.Rows) and value:
+    if isinstance(rule, validate.ListOf) and value:
         made += [[*value, value[-1]], value[:-1], [*value, None], value[0]]
-    if isinstance(rule, (validate.Table, validate.Map)) and value:
+    if isinstance(rule, validate.Table) and value:
         gone = dice.choice([*value])
         made += [{k: v for k, v in value.items() if k != gone}, {0: 0}, [*value]]
     if isinstance(rule, validate.Tensor):

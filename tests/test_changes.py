@@ -1,141 +1,47 @@
-"""Runs outlive the program: old checkpoints, other widths, optimisers and losses."""
+"""A run resumes as itself or not at all: formats, widths, optimisers, losses, constants."""
 
+import csv
 import re
-import shutil
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import NARROW, REPO, networks, rewrite, signal_in_step
 from test_report import SHORT
 from test_training import assert_same_run
 
-from common import checkpoint, sampling
+from common import checkpoint, metrics, sampling
 from dcgan import Generator
 
 CHECKPOINT = Path("models/phantom/checkpoint.pt")
 SNAPSHOT = Path("models/phantom/generator_epoch_0001.pt")
 
 
-# What checkpoints looked like in the first half of the program's life.
-
-OLD_KEYS = {
-    "label_counts": "labels",
-    "data_sha256": "fingerprint",
-    "images_seen": "position",
-    "running_sums": "sums",
-}
-OLD_GENERATOR = {
-    "at_4.0": "draw.0",
-    "to_7.0": "draw.2",
-    "to_7.1": "draw.3",
-    "to_14.0": "draw.5",
-    "to_14.1": "draw.6",
-    "to_28.0": "draw.8",
-    "to_28.1": "draw.9",
-    "to_image.0": "draw.11",
-}
-OLD_DISCRIMINATOR = {
-    "to_14.1": "judge.1",
-    "to_7.0": "judge.3",
-    "to_7.1": "judge.4",
-    "to_4.0": "judge.6",
-    "to_4.1": "judge.7",
-    "head": "judge.10",
-}
-OLD_LAYERS = {
-    "generator": OLD_GENERATOR,
-    "generator_ema": OLD_GENERATOR,
-    "discriminator": OLD_DISCRIMINATOR,
-}
-NEW_KEYS = {"model_args", "recipe", "machine"}
-OLD_NETWORKS = {"generator": {"bilinear": False}, "discriminator": {"texture": False}}
+def another_format(content):
+    return content | {"format": 2}
 
 
-def in_the_old_layout(content):
-    """The content of a checkpoint or snapshot as an old program would have written it."""
-    old = {OLD_KEYS.get(key, key): x for key, x in content.items() if key not in NEW_KEYS}
-    old["settings"] = {
-        "PRECISION" if name == "DTYPE" else name: value
-        for name, value in old["settings"].items()
-        if name not in ("LR_DECAY_START", "SIZE")
-    }
-    for network in OLD_LAYERS.keys() & old.keys():
-        old[network] = {
-            old_layer(OLD_LAYERS[network], key): tensor for key, tensor in old[network].items()
-        }
-    if "history" in old:
-        row = {"precision": 0.9, "recall": 0.9, "coverage": 0.9, "frechet": 1.0}
-        old |= {"floor": row | {"n": 100}, "gaussian": row}
-    return old
+def no_format(content):
+    return {key: value for key, value in content.items() if key != "format"}
 
 
-def old_layer(layers, key):
-    layer, parameter = key.rsplit(".", 1)
-    return f"{layers.get(layer, layer)}.{parameter}"
-
-
-def export(run, *arguments):
-    """The images and labels that generate_images.py draws."""
-    shutil.rmtree("images", ignore_errors=True)
-    assert run("generate_images.py", "--N_IMAGES=70", *arguments).status == 0
-    with np.load("images/phantom/export/phantom.npz") as file:
-        return file["train_images"], file["train_labels"]
-
-
-@pytest.mark.parametrize("conditional", [False, True])
-def test_a_run_of_an_old_program_resumes_reports_and_exports(run, small, conditional):
-    small += [f"--CONDITIONAL={conditional}", "--EPOCHS=2"]
-    small += ["--LR_DECAY_START=2"]  # of today's program: an old run keeps its constant rate
-    constant_rate = "--LR_DECAY_START=1000000000"
-    with networks(**OLD_NETWORKS):
-        assert run("train_model.py", *small, constant_rate, "--RUN_NAME=straight").status == 0
-        with signal_in_step(4, signal.SIGINT):  # in the middle of the second epoch
-            assert run("train_model.py", *small, constant_rate).status == 130
-    before = [*export(run), *export(run, "--EPOCH=1")]
-
-    for path in (CHECKPOINT, SNAPSHOT):
-        rewrite(path, in_the_old_layout(torch.load(path, weights_only=True)))
-    after = [*export(run), *export(run, "--EPOCH=1")]
-    assert all(np.array_equal(*pair) for pair in zip(before, after, strict=True))
-
-    assert run("generate_report.py", *SHORT).status == 0
-    page = Path("images/phantom/report.html").read_text()
-    assert "This run is unfinished: 1 of 2 epochs are done" in page
-    assert "not recorded in this checkpoint" in page  # the machine
-    assert Path("images/phantom/epochs/epoch_0001.png").exists()
-
-    with signal_in_step(1, signal.SIGINT):  # resumed once, and once more
-        assert run("train_model.py", *small).status == 130
-    assert run("train_model.py", *small).status == 0
-    assert_same_run("phantom", "straight")
-
-
-def without_sizes(content):
-    """The content of a checkpoint or snapshot as a program that knew 28 pixels only wrote it."""
-    content["settings"].pop("SIZE")
-    for arguments in content["model_args"].values():
-        arguments.pop("size")
-    return content
-
-
-def test_a_run_from_before_there_were_sizes_resumes_and_exports(run, train):
+@pytest.mark.parametrize(("change", "named"), [(another_format, "is 2, not 1"), (no_format, "is")])
+@pytest.mark.parametrize("path", [CHECKPOINT, SNAPSHOT], ids=lambda path: path.stem)
+def test_a_checkpoint_of_another_format_is_refused_by_its_number(run, train, path, change, named):
     small = train("--EPOCHS=1")
-    before = export(run)
-    for path in (CHECKPOINT, SNAPSHOT):
-        rewrite(path, without_sizes(torch.load(path, weights_only=True)))
-    assert all(np.array_equal(*pair) for pair in zip(before, export(run), strict=True))
-    assert run("train_model.py", *small, "--EPOCHS=2").status == 0
-    train("--EPOCHS=2", name="straight")
-    for name in ("phantom", "straight"):  # the resumed run keeps its arguments, without a size
-        path = Path("models", name, "checkpoint.pt")
-        content = torch.load(path, weights_only=True)
-        for arguments in content["model_args"].values():
-            arguments.pop("size", None)
-        rewrite(path, content)
-    assert_same_run("phantom", "straight")
+    content = torch.load(path, weights_only=True)
+    rewrite(path, change({**content, "a field of the future": 1}))
+    commands = [["generate_report.py"], ["generate_images.py", "--EPOCH=1"]]
+    if path == CHECKPOINT:
+        commands.append(["train_model.py", *small, "--EPOCHS=2"])
+    for command in commands:
+        result = run(*command)
+        assert result.status == 1 and result.text.count("error: ") == 1
+        assert f"{path} is not a checkpoint of this program: format {named}" in result.text
+
+
+CURVES = [*(word for word in SHORT if "NUMBERS" not in word), "--N_SYNTHETIC=100"]
 
 
 # What a user edits in the scripts.
@@ -189,27 +95,103 @@ def test_another_optimiser_resumes_bit_for_bit(run, small, edit, optimiser):
     assert_same_run("phantom", "straight")
 
 
-@pytest.mark.parametrize("network", ["generator", "discriminator"])
-def test_an_optimiser_that_changed_is_refused_by_name(run, train, edit, network):
+OTHER_OPTIONS = {  # in train_model.py: what changes in both optimisers, and what the refusal names
+    "the class": (ADAM, OTHER_OPTIMISERS["AdamW"], 2, "optimizer_g"),
+    "beta2": (r"0\.999\)", "0.99)", 1, "optimizer_g betas"),
+    "eps": (r'"fused": True', '"fused": True, "eps": 1e-7', 1, "optimizer_g eps"),
+    "weight decay": (
+        r'"fused": True',
+        '"fused": True, "weight_decay": 0.01',
+        1,
+        "optimizer_g weight_decay",
+    ),
+    "of one network": (
+        ADAM.replace(r"(\w+)", "(discriminator)"),
+        r"torch.optim.Adam(\1.parameters(), eps=1e-7, **adam)",
+        1,
+        "optimizer_d eps",
+    ),
+}
+
+
+@pytest.mark.parametrize(("pattern", "new", "n", "name"), OTHER_OPTIONS.values(), ids=OTHER_OPTIONS)
+def test_an_optimiser_that_changed_is_refused_by_name(run, train, edit, pattern, new, n, name):
     small = train("--EPOCHS=1")
-    script = edit(ADAM.replace(r"(\w+)", f"({network})"), OTHER_OPTIMISERS["AdamW"])
-    result = run(script, *small, "--EPOCHS=2")
+    before = CHECKPOINT.read_bytes()
+    result = run(edit(pattern, new, count=n), *small, "--EPOCHS=2")
     assert result.status == 1
-    assert f"another optimizer_{network[0]} than train_model.py has now" in result.text
+    assert f"another {name} than train_model.py has now" in result.text
+    assert CHECKPOINT.read_bytes() == before
 
 
-@pytest.mark.parametrize("loss", ["generator_loss", "discriminator_loss"])
-def test_a_loss_that_changed_is_refused_by_name(run, train, edit, loss):
+CODE = {
+    "generator_loss": (r"(def generator_loss\(.*\):\n)", r"\1    fake_logits = 2 * fake_logits\n"),
+    "discriminator_loss": (r"(def discriminator_loss\(.*\):\n)", r"\1    real_logits *= 2\n"),
+    "train_step": (r"    loss_g\.backward\(\)\n", "    (2 * loss_g).backward()\n"),
+    "set_learning_rate": (r"LEARNING_RATE \* min", "LEARNING_RATE * max"),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_code_that_changed_is_refused_by_name(run, train, edit, name):
     small = train("--EPOCHS=1")
-    script = edit(rf"(def {loss}\(.*\):\n)", r"\1    fake_logits = 2 * fake_logits\n")
-    result = run(script, *small, "--EPOCHS=2")
+    result = run(edit(*CODE[name]), *small, "--EPOCHS=2")
     assert result.status == 1
-    assert f"another {loss} than train_model.py has now" in result.text
+    assert f"another {name} than train_model.py has now" in result.text
 
 
-def test_a_loss_whose_comments_changed_is_the_same(run, train, edit):
+CONSTANTS = {  # what the refusal says: how train_model.py is edited
+    "N_CRITIC was unset and is now 2": (r"(LATENT_DIM = .*\n)", r"\1N_CRITIC = 2  # [1 to 9]\n", 1),
+    "BETA1 was 0.5 and is now unset": ("BETA1", "beta1", 2),  # no constant in lower case
+}
+
+
+@pytest.mark.parametrize("change", CONSTANTS)
+def test_a_constant_that_is_new_or_gone_makes_another_run(run, train, edit, change):
     small = train("--EPOCHS=1")
-    script = edit(r"(def \w+_loss\(.*\):\n)", r"\1    # A comment that was not there.\n", count=2)
+    result = run(edit(*CONSTANTS[change]), *small, "--EPOCHS=2")
+    assert result.status == 1 and change in result.text
+
+
+def test_a_constant_that_may_change_may_also_be_new(run, train, edit):
+    small = train("--EPOCHS=1")
+    new = r'\1NOTE = "in the afternoon"\nMAY_CHANGE |= {"NOTE"}\n'
+    assert run(edit(r"(MAY_CHANGE \|= .*\n)", new), *small, "--EPOCHS=2").status == 0
+
+
+def test_code_whose_comments_and_docstrings_changed_is_the_same(run, train, edit):
+    small = train("--EPOCHS=1")
+    new = r'\1    """A docstring."""  # and a comment\n'
+    script = edit(r"(def \w+_loss\(.*\):\n)", new, count=2)
+    source = Path(script).read_text().replace("Update D, then G, by one step each.", "Update both.")
+    Path(script).write_text(source)
     assert run(script, *small, "--EPOCHS=2").status == 0
     train("--EPOCHS=2", name="straight")
     assert_same_run("phantom", "straight")
+
+
+def test_a_run_that_gains_a_metric_goes_on_resumes_and_is_reported(run, train, monkeypatch):
+    small = train("--EPOCHS=1")
+    evaluate = metrics.evaluate
+    monkeypatch.setattr(metrics, "evaluate", lambda *a: evaluate(*a) | {"kid": 0.5, "a": "note"})
+    for epochs in (2, 3):
+        assert run("train_model.py", *small, f"--EPOCHS={epochs}").status == 0
+    monkeypatch.setattr(metrics, "evaluate", evaluate)  # and it is lost again
+    assert run("train_model.py", *small, "--EPOCHS=4").status == 0
+    with open("models/phantom/log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["kid"] for row in rows] == ["", "0.5", "0.5", ""]
+    assert [*rows[0]][-2:] == ["kid", "a"]  # new columns come last
+    assert all(float(row["coverage"]) >= 0 for row in rows)
+    assert run("generate_report.py", *CURVES).status == 0
+    assert Path("images/phantom/metrics.png").exists()
+
+
+def test_a_run_whose_metrics_begin_late_is_reported(run, train):
+    train("--EPOCHS=2")
+    saved = torch.load(CHECKPOINT, weights_only=True)
+    for key in ("precision", "recall", "coverage", "frechet", "seconds", "images_per_second"):
+        del saved["history"][0][key]
+    rewrite(CHECKPOINT, saved)
+    assert run("generate_report.py", *CURVES).status == 0
+    assert Path("images/phantom/metrics.png").exists()

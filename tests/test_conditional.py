@@ -9,8 +9,8 @@ from conftest import signal_in_step
 from test_training import assert_same_run
 
 import train_model
-from common.checkpoint import Model
 from common.data import dataset
+from common.schema import Model
 from dcgan import Discriminator, Generator
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import train_model
-from common.checkpoint import Model
 from common.data import dataset
 from common.ema import update_bn, update_ema
+from common.schema import Model
 from dcgan import Discriminator, Generator
 
 

@@ -48,8 +48,8 @@ def trained(tmp_path_factory, small_run):
     save_run = checkpoint.save_run
 
     def save_run_and_a_copy(run, progress, model, folder):
-        state = checkpoint.fields(progress) | {"random": torch.get_rng_state()}
-        state |= {name: part.state_dict() for name, part in checkpoint.fields(model).items()}
+        state = vars(progress) | {"random": torch.get_rng_state()}
+        state |= {name: part.state_dict() for name, part in vars(model).items()}
         torch.save(state, f"process_{os.environ['RANK']}.pt")
         save_run(run, progress, model, folder)
 
@@ -192,7 +192,7 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: joined.append(backend))
     monkeypatch.setattr(distributed, "FIRST_ONLY", ())
-    for module, name in ((checkpoint, "find"), (dataset, "load")):  # join replaces them
+    for module, name in ((checkpoint, "load_for_resume"), (dataset, "load")):  # join replaces them
         monkeypatch.setattr(module, name, getattr(module, name))
     distributed.join(None, 1, 2, {"BATCH_SIZE": 64, "DEVICE": "auto"})
     assert (chosen, joined) == ([1], ["cpu:gloo,cuda:nccl"])

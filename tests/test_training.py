@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import resource
 import signal
 import termios
@@ -13,11 +14,11 @@ import torch
 from conftest import NARROW, networks, signal_in_step, write_phantoms
 
 import dcgan
-from common import checkpoint, files
+from common import checkpoint, distributed, files, sampling
 
 CHECKPOINT = Path("models/phantom/checkpoint.pt")
 # What may differ between two equal runs: what the user called them, and the clock.
-MAY_DIFFER = {"settings", "machine", "seconds", "images_per_second"}
+MAY_DIFFER = {"settings", "machine", "seconds", "images_per_second", "maintenance_seconds"}
 
 
 def contents(value, name="checkpoint"):
@@ -84,6 +85,35 @@ def test_a_run_leaves_a_checkpoint_a_log_and_a_generator_an_epoch(run, small):
     assert last["epoch"] == saved["epoch"] == 2
     for key, tensor in saved["generator_ema"].items():
         assert torch.equal(last["generator_ema"][key], tensor)
+
+
+def test_seconds_are_those_of_steps_and_all_else_is_maintenance(run, small, monkeypatch):
+    """Steps take 1 s on this clock, an evaluation 100, a checkpoint 10, and all else no time."""
+    clock = [1000.0]
+
+    def slow(module, name, seconds):
+        function = getattr(module, name)
+
+        def call(*arguments, **named):
+            clock[0] += seconds
+            return function(*arguments, **named)
+
+        monkeypatch.setattr(module, name, call)
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    slow(distributed, "average_gradients", 0.5)  # twice a step
+    slow(sampling, "sample", 100)
+    slow(checkpoint, "save_run", 10)
+    with signal_in_step(5, signal.SIGUSR1):  # a checkpoint in the middle of the second epoch
+        result = run("train_model.py", *small, "--EPOCHS=3")
+    with open("models/phantom/log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["seconds"]) for row in rows] == [3, 3, 3]
+    assert [float(row["images_per_second"]) for row in rows] == [64, 64, 64]
+    # What is written after a row counts in the next one.
+    assert [float(row["maintenance_seconds"]) for row in rows] == [100, 120, 110]
+    left = re.findall(r"epoch \d/3, .*, (\S+) left", result.text)
+    assert left == ["0:03:26", "0:02:03", "0:00:00"]  # both together
 
 
 def test_the_seed_decides_the_run(run, tmp_path, monkeypatch, phantom_dir):
