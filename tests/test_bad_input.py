@@ -494,11 +494,6 @@ def test_a_word_that_is_no_setting_is_refused_with_the_nearest_one(refused, scri
     assert message.startswith(f"error: {words[0]}: ") and advice in message
 
 
-def test_the_old_name_of_a_setting_is_refused_with_the_new_one(refused):
-    message = refused("train_model.py", "--PRECISION=float32")
-    assert "PRECISION" in message and "DTYPE" in message
-
-
 def test_a_setting_without_a_value_is_refused(refused):
     assert "EPOCHS" in refused("train_model.py", "--EPOCHS")
 
