@@ -40,7 +40,7 @@ CONDITIONAL = False  # learn the labels too, to draw images of a chosen finding 
 
 # --- Training ---
 EPOCHS = 50  # passes over the training images; a finished run goes on when raised [1 to 100000]
-BATCH_SIZE = 64  # images a step [2 to 65536]
+BATCH_SIZE = 64  # images per step [2 to 65536]
 LATENT_DIM = 100  # length of the latent vector z [1 to 10000]
 LEARNING_RATE = 1e-4  # step size of Adam, both networks [1e-8 to 1.0]
 LR_DECAY_START = 6000  # steps after which the step size falls as 1 / step [1 to 1000000000]
