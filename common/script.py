@@ -152,11 +152,10 @@ def catch_signals():
         if number in (signal.SIGINT, signal.SIGTERM):
             asked.stop = asked.stop or number
 
-    names = ["SIGINT", "SIGTERM", "SIGUSR1"]
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
     if threading.current_thread() is not threading.main_thread():
-        numbers = []  # Python allows handlers in the main thread only
-    before = {number: signal.signal(number, note) for number in numbers}
+        numbers = ()  # Python allows handlers in the main thread only
+    before = {number: signal.signal(number, note) for number in {*numbers}}
     try:
         yield asked
     finally:

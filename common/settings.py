@@ -145,17 +145,15 @@ def convert(text, default, allowed):
 
 def legal(name, value, allowed):
     """Return the value, a home folder's ~ expanded, if it is legal, else raise UserError."""
-    if allowed is None and isinstance(value, str):
-        return legal_string(name, value)
-    if allowed is None and isinstance(value, bool):
-        return value
-    if allowed is None and isinstance(value, (int, float)):
-        refuse(
-            f"{name}={value} has no legal range in its comment. Write one there in brackets, "
-            "such as [1 to 100]; a string needs quotes"
-        )
     if allowed is None:
-        refuse(f"{name}={value}: legal is a string, in quotes")
+        if isinstance(value, (bool, str)):
+            return legal_string(name, value) if isinstance(value, str) else value
+        if not isinstance(value, (int, float)):
+            refuse(f"{name}={value}: legal is a string, in quotes")
+        refuse(
+            f"{name}={value} has no legal range in its comment. Write one there in brackets, such "
+            "as [1 to 100]; a string needs quotes"
+        )
     if isinstance(allowed, list):
         if not any(value == a and type(value) is type(a) for a in allowed):
             words = ", ".join(f'"{a}"' if isinstance(a, str) else str(a) for a in allowed)
@@ -178,9 +176,8 @@ def legal_string(name, value):
         refuse(f"{name}={value}: legal is a string that can be the name of a file")
     if any(unicodedata.category(letter) == "Cc" for letter in value):  # a terminal would obey them
         refuse(f"{name}={value}: legal is a string without control characters")
-    if not (name.endswith("_DIR") or name == "OUT"):
-        return value
-    path = os.path.expanduser(value)
-    if path.startswith("~"):
+    is_folder = name.endswith("_DIR") or name == "OUT"
+    path = os.path.expanduser(value) if is_folder else value
+    if is_folder and path.startswith("~"):
         refuse(f"{name}={value}: there is no such home folder; ./{value} is a folder of that name")
     return path
