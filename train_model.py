@@ -39,7 +39,7 @@ CONDITIONAL = False  # learn the labels too, to draw images of a chosen finding 
 
 # --- Training ---
 EPOCHS = 50  # passes over the training images; a finished run goes on when raised [1 to 100000]
-BATCH_SIZE = 64  # images a step [2 to 65536]
+BATCH_SIZE = 64  # images per step [2 to 65536]
 LATENT_DIM = 100  # length of the latent vector z [1 to 10000]
 LEARNING_RATE = 1e-4  # step size of Adam, both networks [1e-8 to 1.0]
 LR_DECAY_START = 6000  # steps after which the step size falls as 1 / step [1 to 1000000000]
@@ -77,9 +77,10 @@ def main(constants):
     folder, pictures = (runs.run_folder(parent, run_name) for parent in (MODELS_DIR, IMAGES_DIR))
     with distributed.lock(folder):
         saved = None
-        if RESUME == "auto":
+        if RESUME == "auto" and distributed.is_first():
             networks = Generator, Discriminator
             saved = checkpoint.load_for_resume(folder, constants, MAY_CHANGE, *networks)
+        saved = distributed.broadcast(saved)
         if saved and saved["epoch"] >= EPOCHS:
             print(f"{folder} is finished, after epoch {saved['epoch']}. RUN_NAME names a new run.")
             print("To see it: python generate_report.py. To train it longer: raise EPOCHS.")
@@ -89,12 +90,13 @@ def main(constants):
         images, labels, source, info = load_data()
         torch.manual_seed(SEED)
         run, progress, model = new_run(images, labels, info, device, constants, saved)
-        reference = fit_reference(images)
+        reference = fit_reference(images) if distributed.is_first() else None
         if saved:
             run = checkpoint.resume(saved, run, progress, model, folder / "checkpoint.pt")
-        elif RESUME != "auto" and (folder.exists() or pictures.exists()):
-            print(f"the run that was here is now called {runs.archive(folder, pictures)}")
-        files.remove_leftovers(folder)
+        if distributed.is_first():
+            if RESUME != "auto" and (folder.exists() or pictures.exists()):
+                print(f"the run that was here is now called {runs.archive(folder, pictures)}")
+            files.remove_leftovers(folder)
         log.print_summary(run, progress, model, source, folder, pictures, reference)
         images = hardware.place(images, device)
         train(images, labels.to(device), run, progress, model, folder, reference)
@@ -105,7 +107,9 @@ def main(constants):
 
 def load_data():
     """Return the training images, uint8 (N, C, S, S), label vectors, source and find_info's."""
-    images, labels, source = dataset.load(DATASET, "train", DATA_DIR, TRAIN_FRACTION, SEED, SIZE)
+    with distributed.rank0_first():  # it makes the file that the others then read
+        part = {"fraction": TRAIN_FRACTION, "seed": SEED, "size": SIZE}
+        images, labels, source = dataset.load(DATASET, "train", DATA_DIR, **part)
     info = dataset.find_info(DATASET, DATA_DIR, SIZE)
     labels = dataset.encode_labels(info, labels) if CONDITIONAL else labels[:, :0].float()
     if len(images) < 2:
@@ -192,7 +196,7 @@ def train(images, labels, run, progress, model, folder, reference):
     SIGUSR1 asks for one. Raises UserError if a loss is not finite or a file cannot be written.
     """
     epoch_images = len(images) // BATCH_SIZE * BATCH_SIZE  # the last incomplete batch is dropped
-    if progress.step == 0:  # a full disk shows now, not after an hour
+    if progress.step == 0 and distributed.is_first():  # a full disk shows now, not after an hour
         checkpoint.save_run(run, progress, model, folder)
     last = last_save = last_status = time.monotonic()
     sizes = {"total": EPOCHS * epoch_images, "initial": progress.step * BATCH_SIZE}
@@ -202,7 +206,7 @@ def train(images, labels, run, progress, model, folder, reference):
             while progress.images_seen < epoch_images:
                 # Get a batch.
                 start = progress.images_seen
-                batch = distributed.part(progress.permutation[start : start + BATCH_SIZE])
+                batch = distributed.local_rows(progress.permutation[start : start + BATCH_SIZE])
                 real = dataset.to_network(hardware.fetch(images, batch))
 
                 # Update D, G and the EMA.
@@ -223,10 +227,11 @@ def train(images, labels, run, progress, model, folder, reference):
                     log.show_means(bar, progress, BATCH_SIZE, EPOCHS, epoch_images)
 
                 # Save a checkpoint.
-                signals = distributed.agree(caught)
+                signals = distributed.sync_signals(caught)
                 if signals.save or now - last_save > 60 * CHECKPOINT_MINUTES:
                     update_bn(model.generator_ema, run.label_counts, SEED, DTYPE)
-                    checkpoint.save_run(run, progress, model, folder)
+                    if distributed.is_first():
+                        checkpoint.save_run(run, progress, model, folder)
                     last, last_save, signals.save = time.monotonic(), now, False
                     progress.maintenance_seconds += last - now
                 if signals.stop:
@@ -308,6 +313,7 @@ def end_epoch(n, run, progress, model, folder, reference):
 
     n: training images. The checkpoint is written last, so all that it says is done is on the disk.
     """
+    checkpoint.check_finite(progress, model, folder)
     begin = time.monotonic()
     update_bn(model.generator_ema, run.label_counts, SEED, DTYPE)
     scores = {}
@@ -323,10 +329,11 @@ def end_epoch(n, run, progress, model, folder, reference):
     progress.seconds = progress.maintenance_seconds = 0.0
     progress.running_sums = torch.zeros_like(progress.running_sums)
     progress.permutation = torch.randperm(n, device=progress.permutation.device)
-    if progress.epoch % SNAPSHOT_EPOCHS == 0 or progress.epoch == EPOCHS:
-        checkpoint.save_snapshot(run, progress, model, folder)
-    files.write_csv(folder / "log.csv", progress.history)
-    checkpoint.save_run(run, progress, model, folder)
+    if distributed.is_first():
+        if progress.epoch % SNAPSHOT_EPOCHS == 0 or progress.epoch == EPOCHS:
+            checkpoint.save_snapshot(run, progress, model, folder)
+        files.write_csv(folder / "log.csv", progress.history)
+        checkpoint.save_run(run, progress, model, folder)
     progress.maintenance_seconds = time.monotonic() - end  # what was written counts in the next row
     return line
 

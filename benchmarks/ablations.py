@@ -4,8 +4,9 @@
     python benchmarks/ablations.py --VARIANTS="as shipped"          the recipe alone
     python benchmarks/ablations.py --DATASET=phantom --EPOCHS=10 --SEEDS=10 --VARIANTS="as shipped"
 
-Every run is train_model.py with the changes of its variant, in its own process with one thread,
-WORKERS of them at a time. Finished runs are not repeated and interrupted ones resume; after a
+Prints the tables of docs/RESULTS.md, "Three seeds, and ten" and "Variants". Every run is
+train_model.py with the changes of its variant, in its own process with one thread, WORKERS of them
+at a time. Finished runs are not repeated and interrupted ones resume; after a
 change of the code, choose another OUT.
 
 Every constant below can be changed here or on the command line.

@@ -3,8 +3,9 @@
     python benchmarks/at_scale.py               78,468 images, 50 epochs: 61,300 steps
     python benchmarks/at_scale.py --EPOCHS=5    the first 6,130; with more EPOCHS it goes on
 
-What is drawn, trained or evaluated already is not done again, so the same command goes on after an
-interruption. Every constant below can be changed here or on the command line.
+Prints the second table of docs/RESULTS.md, "Long runs". What is drawn, trained or evaluated already
+is not done again, so the same command goes on after an interruption. Every constant below can be
+changed here or on the command line.
 """
 
 import json

@@ -3,11 +3,12 @@
     python benchmarks/compare.py                                   all three
     python benchmarks/compare.py --RECIPES=ours,pytorch_example    without TensorFlow
 
-The recipes are in recipes.py; TensorFlow comes with pip install -r requirements-bench.txt. Each
-recipe has its own process. They train in turns while the others sleep, so that other load on the
-machine affects all of them equally. Training time is counted, the time for imports, building,
-compilation and drawing is not. After each turn a recipe draws images from fixed latents; at the end
-common/metrics.py compares them with real ones. For Linux and macOS.
+Prints the table of docs/RESULTS.md, "Two tutorials". The recipes are in recipes.py; TensorFlow
+comes with pip install -r requirements-bench.txt. Each recipe has its own process. They train in
+turns while the others sleep, so that other load on the machine affects all of them equally.
+Training time is counted, the time for imports, building, compilation and drawing is not. After each
+turn a recipe draws images from fixed latents; at the end common/metrics.py compares them with real
+ones. For Linux and macOS.
 
 Every constant below can be changed here or on the command line.
 """

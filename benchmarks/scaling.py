@@ -3,6 +3,7 @@
     python benchmarks/scaling.py
     python benchmarks/scaling.py --SIZES=640 --PIXELS=28,64,128,224
 
+Prints the tables of docs/RESULTS.md, "Costs" (the first command) and "Larger images" (the second).
 For each number and size, noise is written into a temporary folder as chestmnist.npz, and
 train_model.py is run on it for one epoch, with all its other constants at their defaults. The time
 in which a step fetches its images, and an epoch computes its metrics, is measured separately, in
@@ -47,8 +48,8 @@ def main():
         raise UserError(f"SIZES={SIZES}: legal are at least {2 * train_model.BATCH_SIZE}")
     device = hardware.choose_device(train_model.DEVICE)
 
-    heads = ["images", "pixels", "steps", "s an epoch", "s per 1,000 images", "images/s"]
-    heads += ["ms a step", "data handling", "metrics", "s to first step", "after imports"]
+    heads = ["images", "pixels", "steps", "s per epoch", "s per 1,000 images", "images/s"]
+    heads += ["ms per step", "data handling", "metrics", "s to first step", "after imports"]
     heads += ["peak memory, MB"]
     # First all runs of train_model.py: the peak memory that Linux reports of a process is at least
     # that of the process that started it, and this one is still small.

@@ -1,16 +1,16 @@
-"""One run trained by several processes that torchrun starts: one a GPU, or with gloo on CPUs.
+"""One run trained by several processes that torchrun starts: one per GPU, or with gloo on CPUs.
 
     torchrun --nproc-per-node=4 train_model.py
 
 BATCH_SIZE stays that of the whole step. All processes draw the same order of images and the same
-latents, each takes its part, and the gradients are averaged: all make the same step. BatchNorm
+latents, each computes its part, and the gradients are averaged: all make the same step. BatchNorm
 normalises by the part of a process; its running statistics are averaged. What else is random, as
 the shifts of dcgan.Texture, is the same in all processes too: they have one random state, which is
 what a checkpoint holds, so a run goes on with any number of processes. DistributedDataParallel
 would not do: it raises where a network with BatchNorm runs twice before one backward.
 
-The first process alone reads and writes the run's folder, prints and measures. Without torchrun
-nothing here does anything.
+The first process alone reads and writes the run's folder, prints and measures: what it alone does
+stands behind `if distributed.is_first()`. Without torchrun nothing here does anything.
 """
 
 import contextlib
@@ -22,20 +22,13 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-from common import checkpoint, files, metrics, runs, script
-from common.data import dataset
+from common import files, script
 from common.errors import UserError
 from common.hardware import processes
 
-# What the first process does for all; in the others these functions do nothing.
-FIRST_ONLY = (
-    (checkpoint, "save"),
-    (files, "write_csv"),
-    (files, "remove_leftovers"),
-    (metrics, "split_real"),  # without it, nothing is measured
-    (runs, "archive"),
-)
-PATIENCE = timedelta(hours=1)  # as long can one process keep the others waiting, with a download
+TIMEOUT = timedelta(hours=1)  # one process can keep the others waiting so long, with a download
+# What gloo and NCCL say of a lost connection, among other words, in lower case.
+LOST = ("connection", "broken pipe", "timed out", "timeout", "remote process exited")
 
 
 def launch(main):
@@ -60,7 +53,7 @@ def launch(main):
                 told = store.add("errors", 1) > 1
             sys.stderr = nowhere if told else stderr
             raise
-        except SystemExit:  # after a signal, of which agree told all of them
+        except SystemExit:  # after a signal: sync_signals has told all processes
             dist.destroy_process_group()
             raise
         dist.destroy_process_group()
@@ -90,45 +83,39 @@ def join(store, rank, n, constants):
         torch.cuda.set_device(gpu)
         if dist.is_nccl_available():
             backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=n, timeout=PATIENCE)
-    checkpoint.load_for_resume = shared(checkpoint.load_for_resume)
-    dataset.load = in_turn(dataset.load)  # the first makes the file that the others then read
-    for module, name in FIRST_ONLY if rank > 0 else ():
-        setattr(module, name, lambda *_: None)
-
-
-def in_turn(function):
-    """Return a function that the first process calls, and has finished, before the others do."""
-
-    def call(*arguments):
-        result = function(*arguments) if is_first() else None
-        shared(int)()  # wait for it
-        return result if is_first() else function(*arguments)
-
-    return call
-
-
-def shared(function):
-    """Return a function that the first process calls and whose result all of them get."""
-
-    def call(*arguments):
-        result = [function(*arguments) if is_first() else None]
-        with others():
-            dist.broadcast_object_list(result)
-        return result[0]
-
-    return call
+    dist.init_process_group(backend, store=store, rank=rank, world_size=n, timeout=TIMEOUT)
 
 
 @contextlib.contextmanager
-def others():
-    """Raise a UserError if another process no longer answers in the block."""
+def rank0_first():
+    """Let the first process finish the block before the others begin it."""
+    if not is_first():
+        broadcast(None)  # returns when the first process gets there
+    yield
+    if is_first():
+        broadcast(None)
+
+
+def broadcast(value):
+    """Return the value that the first process has."""
+    values = [value]
+    if processes() > 1:
+        with peer_errors():
+            dist.broadcast_object_list(values)
+    return values[0]
+
+
+@contextlib.contextmanager
+def peer_errors():
+    """Raise a UserError if the connection to another process is lost in the block."""
     try:
         yield
     except RuntimeError as error:  # of gloo and NCCL
-        cause = " ".join(str(error).split())[:160]
+        cause = " ".join(str(error).split())
+        if not any(words in cause.lower() for words in LOST):
+            raise
         raise UserError(
-            f"another process of this run has ended, and so does this one ({cause}). "
+            f"another process of this run has ended, and so does this one ({cause[:160]}). "
             "The last checkpoint is kept: the same command resumes the run."
         ) from None
 
@@ -149,14 +136,14 @@ def command():
     return f"torchrun --nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"
 
 
-def part(rows):
-    """Return the part of this process of a whole step: (B, ...) -> (B / processes, ...)."""
+def local_rows(rows):
+    """Return the rows of a step that this process computes: (B, ...) -> (B / processes, ...)."""
     return rows.chunk(processes())[dist.get_rank()] if processes() > 1 else rows
 
 
 def randn(n, *size, device):
     """torch.randn for the n rows of this process, its part of what all of them draw alike."""
-    return part(torch.randn(n * processes(), *size, device=device))
+    return local_rows(torch.randn(n * processes(), *size, device=device))
 
 
 def average_gradients(network):
@@ -176,14 +163,14 @@ def average(tensors):
     if processes() == 1:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    with others():
+    with peer_errors():
         dist.all_reduce(flat)
     pieces = flat.div_(processes()).split([tensor.numel() for tensor in tensors])
     for tensor, piece in zip(tensors, pieces, strict=True):
         tensor.copy_(piece.view_as(tensor))
 
 
-def agree(signals):
+def sync_signals(signals):
     """Return what the signals of any process ask all of them for, after the same step.
 
     signals: of this process, as script.catch_signals yields.
@@ -194,7 +181,7 @@ def agree(signals):
     if save:  # not otherwise: a signal may have come since
         signals.save = False
     asked = torch.tensor([int(save), stop])  # on the CPU: a GPU would have to finish its step
-    with others():
+    with peer_errors():
         dist.all_reduce(asked, dist.ReduceOp.MAX)
     save, stop = asked.tolist()
     return SimpleNamespace(save=bool(save or stop), stop=stop or None)

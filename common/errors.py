@@ -15,12 +15,6 @@ ADVICE = {
     "ENOMEM": "Close other programs",
     "ENOLCK ENOSYS ENOTSUP EOPNOTSUPP": "The file system has no locks: choose a folder on another",
 }
-ADVICE = {
-    getattr(errno, name): advice
-    for names, advice in ADVICE.items()
-    for name in names.split()
-    if hasattr(errno, name)  # not all on Windows
-}
 
 
 class UserError(SystemExit):
@@ -43,7 +37,9 @@ def refusal(path, doing, error, note=""):
 
     doing: a participle, as "written"; note: a sentence on what became of the file.
     """
-    advice = ADVICE.get(error.errno, "Move what is in its place, or choose another folder")
+    name = errno.errorcode.get(error.errno, "other")
+    fixes = (fix for names, fix in ADVICE.items() if name in names.split())
+    advice = next(fixes, "Move what is in its place, or choose another folder")
     cause = f"{path} cannot be {doing}: {error.strerror or error}."
     return UserError(f"{cause}{note and ' '}{note} {advice}, then run the command again.")
 

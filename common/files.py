@@ -143,7 +143,7 @@ def lock(path, doing="training the run", constant="RUN_NAME"):
                 if constant:
                     raise
                 print(f"another process is {doing} {path}{holder(file)}; waiting for it ...")
-                held = FileLock(file).acquire(poll_interval=0.5)
+                held = FileLock(file).acquire(poll_interval=0.5)  # seconds
     except Timeout:
         raise UserError(
             f"another process is {doing} {path}{holder(file)}. Wait for it, stop it, or choose "

@@ -14,19 +14,15 @@ from common.errors import UserError
 
 
 def choose_device(name):
-    """Return the torch.device for "auto", "cpu" or "cuda".
-
-    Raises UserError for another name, and for "cuda" without CUDA.
-    """
-    if name not in ("auto", "cpu", "cuda"):  # settings.py cannot tell if the comment lost them
-        raise UserError(f'DEVICE={name}: legal values are "auto", "cpu", "cuda"')
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            'DEVICE=cuda: torch finds no CUDA device here. Legal values are "cpu" and "auto"'
-        )
+    """Return the torch.device of a name; "auto": CUDA where there is one. Raises UserError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError('DEVICE=cuda: torch finds no CUDA device here. Legal are "cpu" and "auto"')
+    try:
+        return torch.device(name)
+    except RuntimeError as error:  # settings.py lets it pass if the comment has no legal values
+        raise UserError(f"DEVICE={name}: {error}") from None
 
 
 def processes():
@@ -86,13 +82,13 @@ def machine(device):
 
 
 def choose_dtype(dtype, device):
-    """Return the dtype of convolutions for "auto", "float32" or "bfloat16".
+    """Return the name of the dtype of convolutions; "auto": bfloat16 where it is fast.
 
-    Raises UserError for another dtype.
+    Raises UserError.
     """
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise UserError(f'DTYPE={dtype}: legal values are "auto", "float32", "bfloat16"')
     if dtype != "auto":
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise UserError(f"DTYPE={dtype}: torch has no such dtype")
         return dtype
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -103,5 +99,5 @@ def choose_dtype(dtype, device):
 
 
 def autocast(device, dtype):
-    """Return the context manager in which convolutions compute in "float32" or "bfloat16"."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    """Return the context manager in which convolutions compute in a dtype, as "bfloat16"."""
+    return torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32")

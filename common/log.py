@@ -20,18 +20,16 @@ def print_summary(run, progress, model, source, folder, pictures, reference):
     source: of the data, in words; reference: what train_model.fit_reference returned.
     """
     settings, n = run.settings, len(progress.permutation)
-    weights = {
-        name: sum(p.numel() for p in getattr(model, name).parameters()) for name in run.model_args
-    }
+    networks = {name: getattr(model, name) for name in run.model_args}
+    counts = (f"{k} {sum(p.numel() for p in v.parameters()):,}" for k, v in networks.items())
     print(f"data set   {dataset.title(run.info)} from {source}")
-    steps = n // settings["BATCH_SIZE"]
-    size = settings["SIZE"]
-    print(f"images     {n:,} of {size}x{size}x{run.channels}, {steps} steps an epoch")
+    steps, size = n // settings["BATCH_SIZE"], settings["SIZE"]
+    print(f"images     {n:,} of {size}x{size}x{run.channels}, {steps} steps per epoch")
     if settings["CONDITIONAL"]:
         print(f"labels     {', '.join(dataset.label_names(run.info))}")
     print(f"device     {hardware.describe(progress.permutation.device)}")
     print(f"dtype      {settings['DTYPE']}")
-    print(f"weights    {', '.join(f'{name} {count:,}' for name, count in weights.items())}")
+    print(f"weights    {', '.join(counts)}")
     print(f"run        {folder}, {f'from epoch {progress.epoch + 1}' if progress.step else 'new'}")
     print(f"pictures   {pictures}, by python generate_report.py")
     if reference:

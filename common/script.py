@@ -36,8 +36,9 @@ class Output:
         try:
             self.stream.write(text)
         except UnicodeEncodeError as error:
-            plain = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
-            return self.write(plain)
+            return self.write(
+                text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+            )
         except (OSError, ValueError):  # a full disk, a reader that is gone; a closed stream
             self.give_up()
         if "\n" in text:
@@ -100,7 +101,6 @@ def run(main, namespace, memory=()):
     namespace: the script's globals(); memory: the constants to lower when memory is short. Exits
     with status 1 after an error that the user can fix, 130 after SIGINT and 143 after SIGTERM.
     """
-
     timers, stopped, tell_unraisable = [], [], sys.unraisablehook
 
     def stop(number, _):
@@ -109,9 +109,10 @@ def run(main, namespace, memory=()):
         for again in (signal.SIGINT, signal.SIGTERM):
             signal.signal(again, exit_now)
         # A bare except or a __del__ may swallow what is raised here.
-        timers.append(threading.Timer(GRACE_SECONDS, exit_now, [number, None, ""]))
-        timers[0].daemon = True
-        timers[0].start()
+        timer = threading.Timer(GRACE_SECONDS, exit_now, [number, None, ""])
+        timer.daemon = True
+        timer.start()
+        timers.append(timer)
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     if threading.current_thread() is threading.main_thread():
@@ -151,11 +152,10 @@ def catch_signals():
         if number in (signal.SIGINT, signal.SIGTERM):
             asked.stop = asked.stop or number
 
-    names = ["SIGINT", "SIGTERM", "SIGUSR1"]
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
     if threading.current_thread() is not threading.main_thread():
-        numbers = []  # Python allows handlers in the main thread only
-    before = {number: signal.signal(number, note) for number in numbers}
+        numbers = ()  # Python allows handlers in the main thread only
+    before = {number: signal.signal(number, note) for number in {*numbers}}
     try:
         yield asked
     finally:

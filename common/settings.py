@@ -14,6 +14,7 @@ use could be found out hours later. A name that begins with _ is no setting.
 
 import argparse
 import ast
+import contextlib
 import difflib
 import io
 import os
@@ -46,11 +47,11 @@ def override(namespace, arguments=None):
         group.add_argument(f"--{name}", metavar="VALUE", help=text)
     parser.error = refuse  # argparse would print two lines and exit with status 2
     given, unknown = parser.parse_known_args(arguments)
-    for word in unknown:
-        name = word.lstrip("-").partition("=")[0]
+    if unknown:
+        name = unknown[0].lstrip("-").partition("=")[0]
         near = difflib.get_close_matches(name.upper(), constants, n=1)
         hint = f"did you mean --{near[0]}?" if near else "--help lists the settings."
-        refuse(f"{word}: there is no such setting; {hint}")
+        refuse(f"{unknown[0]}: there is no such setting; {hint}")
     for name, (_, comment) in constants.items():
         allowed, text = legal_values(name, comment), getattr(given, name)
         value = namespace[name] if text is None else convert(text, namespace[name], allowed)
@@ -136,26 +137,23 @@ def convert(text, default, allowed):
         allowed = [True, False]
     if isinstance(allowed, list):
         return next((value for value in allowed if str(value) == text), text)
-    for kind in (int, float):
-        if allowed or isinstance(default, (int, float)):
-            try:
-                return kind(text)
-            except ValueError:
-                continue
+    for kind in (int, float) if allowed or isinstance(default, (int, float)) else ():
+        with contextlib.suppress(ValueError):
+            return kind(text)
     return text
 
 
 def legal(name, value, allowed):
     """Return the value, a home folder's ~ expanded, if it is legal, else raise UserError."""
     if allowed is None:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            refuse(
-                f"{name}={value} has no legal range in its comment. Write one there in brackets, "
-                "such as [1 to 100]; a string needs quotes"
-            )
-        if not isinstance(value, (bool, str)):
+        if isinstance(value, (bool, str)):
+            return legal_string(name, value) if isinstance(value, str) else value
+        if not isinstance(value, (int, float)):
             refuse(f"{name}={value}: legal is a string, in quotes")
-        return legal_string(name, value) if isinstance(value, str) else value
+        refuse(
+            f"{name}={value} has no legal range in its comment. Write one there in brackets, such "
+            "as [1 to 100]; a string needs quotes"
+        )
     if isinstance(allowed, list):
         if not any(value == a and type(value) is type(a) for a in allowed):
             words = ", ".join(f'"{a}"' if isinstance(a, str) else str(a) for a in allowed)
@@ -178,9 +176,8 @@ def legal_string(name, value):
         refuse(f"{name}={value}: legal is a string that can be the name of a file")
     if any(unicodedata.category(letter) == "Cc" for letter in value):  # a terminal would obey them
         refuse(f"{name}={value}: legal is a string without control characters")
-    if not (name.endswith("_DIR") or name == "OUT"):
-        return value
-    path = os.path.expanduser(value)
-    if path.startswith("~"):
+    is_folder = name.endswith("_DIR") or name == "OUT"
+    path = os.path.expanduser(value) if is_folder else value
+    if is_folder and path.startswith("~"):
         refuse(f"{name}={value}: there is no such home folder; ./{value} is a folder of that name")
     return path

@@ -147,7 +147,7 @@ def real_dir():
 
 @pytest.fixture(scope="session")
 def small_run(phantom_dir):
-    """The arguments of a run on 200 phantoms: 3 steps an epoch."""
+    """The arguments of a run on 200 phantoms: 3 steps per epoch."""
     return ["--DATASET=phantom", f"--DATA_DIR={phantom_dir}", "--TRAIN_FRACTION=0.02"]
 
 

@@ -40,7 +40,7 @@ def kept(tmp_path_factory):
 
 @pytest.fixture
 def small(tmp_path, monkeypatch, kept):
-    """An empty working folder, and the arguments of a run on 200 phantoms: 3 steps an epoch."""
+    """An empty working folder, and the arguments of a run on 200 phantoms: 3 steps per epoch."""
     monkeypatch.chdir(tmp_path)
     if not (kept / "data").exists():
         (kept / "data").mkdir()

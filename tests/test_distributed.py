@@ -45,17 +45,23 @@ def trained(tmp_path_factory, small_run):
 
     Each process leaves there, as process_0.pt and process_1.pt, what it knows at the end.
     """
-    save_run = checkpoint.save_run
+    check_finite, leave, seen = checkpoint.check_finite, dist.destroy_process_group, []
 
-    def save_run_and_a_copy(run, progress, model, folder):
-        state = vars(progress) | {"random": torch.get_rng_state()}
-        state |= {name: part.state_dict() for name, part in vars(model).items()}
+    def check_and_remember(progress, model, folder):
+        seen[:] = progress, model
+        check_finite(progress, model, folder)
+
+    def leave_with_a_copy():
+        progress, model = map(checkpoint.fields, seen)
+        state = progress | {"random": torch.get_rng_state()}
+        state |= {name: part.state_dict() for name, part in model.items()}
         torch.save(state, f"process_{os.environ['RANK']}.pt")
-        save_run(run, progress, model, folder)
+        leave()
 
     folder = tmp_path_factory.mktemp("two")
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_run", save_run_and_a_copy)
+        patch.setattr(checkpoint, "check_finite", check_and_remember)
+        patch.setattr(dist, "destroy_process_group", leave_with_a_copy)
         return folder, train_in_two(*small_run, "--EPOCHS=2")
 
 
@@ -162,16 +168,43 @@ def test_stopping_torchrun_saves_the_run(torchrun):
 def test_the_first_process_reads_your_own_images_and_tells_of_it(small, monkeypatch):
     for number in range(10):
         save(f"scans/{number}.png")
-    load = dataset.load
+    load, names = dataset.load, ["name", "split", "folder", "fraction", "seed", "size"]
 
     def load_late(*arguments):
         time.sleep(2 * (os.environ["RANK"] == "0"))
-        return load(*arguments)
+        return load(**dict(zip(names, arguments, strict=True)))  # any way to call it will do
 
     monkeypatch.setattr(dataset, "load", load_late)
     arguments = ["--DATASET=scans", "--EPOCHS=1", "--BATCH_SIZE=4", "--METRIC_IMAGES=0"]
     (status, text), _ = train_in_two(*arguments)
     assert status == 0 and "read 7 train, 1 val, 2 test images" in text
+
+
+LOST = {
+    "gloo": "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:5124",
+    "gloo waiting": "[unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation",
+    "NCCL": "NCCL error in: NCCLUtils.hpp:268, remote process exited or there was a network error",
+    "NCCL inside": "internal error, NCCL version 2.14.3 Last error: Net : Connection closed by "
+    "remote peer node2<50260>",
+}
+OTHER = {
+    "memory": "NCCL error: unhandled cuda error. Last error: Cuda failure 'out of memory'",
+    "usage": "NCCL error: invalid usage, NCCL version 2.21.5. Duplicate GPU detected",
+    "system": "ncclSystemError: System call (e.g. socket, malloc). Last error: /dev/shm is full",
+}
+
+
+@pytest.mark.parametrize("message", LOST.values(), ids=LOST)
+def test_a_lost_connection_means_that_another_process_has_ended(message):
+    ended = "another process of this run has ended"
+    with pytest.raises(UserError, match=ended), distributed.peer_errors():
+        raise RuntimeError(message)
+
+
+@pytest.mark.parametrize("message", OTHER.values(), ids=OTHER)
+def test_other_errors_of_nccl_are_shown_as_they_are(message):
+    with pytest.raises(RuntimeError, match=re.escape(message)), distributed.peer_errors():
+        raise RuntimeError(message)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -191,8 +224,5 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: joined.append(backend))
-    monkeypatch.setattr(distributed, "FIRST_ONLY", ())
-    for module, name in ((checkpoint, "load_for_resume"), (dataset, "load")):  # join replaces them
-        monkeypatch.setattr(module, name, getattr(module, name))
     distributed.join(None, 1, 2, {"BATCH_SIZE": 64, "DEVICE": "auto"})
     assert (chosen, joined) == ([1], ["cpu:gloo,cuda:nccl"])
