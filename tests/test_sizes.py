@@ -13,7 +13,7 @@ from PIL import Image
 from test_training import assert_same_run
 from torch import nn
 
-from common import checkpoint, detective, hardware, metrics
+from common import checkpoint, detective, hardware, metrics, spectrum
 from common.data import dataset, download, phantom
 from dcgan import Discriminator, Generator, initialise, sides
 
@@ -257,7 +257,7 @@ def test_the_fresh_detective_sees_the_finest_pixels_of_large_images(monkeypatch)
     assert (fine["pixels"], coarse["pixels"]) == (64, 8)
     assert fine["real"].shape[-1] == 64 and coarse["real"].shape[-1] == 8
     assert fine["accuracy"] > 0.9
-    assert detective.amplitude_spectrum(one).shape == (46,)  # 32 times the root of 2
+    assert spectrum.amplitude_spectrum(one).shape == (46,)  # 32 times the root of 2
 
 
 # Runs.
