@@ -242,8 +242,9 @@ def is_official(name, path, size=28):
 @functools.lru_cache  # a report asks four times, and files can have gigabytes
 def md5_of(path, *_):
     """Return the MD5 of a file; what else is given tells a file from one that replaced it."""
+    md5 = functools.partial(hashlib.md5, usedforsecurity=False)  # FIPS mode refuses it otherwise
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, download.md5).hexdigest()
+        return hashlib.file_digest(file, md5).hexdigest()
 
 
 def provenance(name, path, size=28):
