@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from common import checkpoint, files, metrics, runs, sampling
 from common.data import dataset
+from common.data.labels import draw_labels
 from common.errors import UserError
 from report import detective, evaluation, play, plotting, sections
 from report.sections import Captions, Neighbours, Samples
@@ -189,7 +190,7 @@ def load_generators(saved, folder, snapshots, shown, options):
 def draw(generator, latents, label_counts):
     """Draw one image for each latent, with labels as frequent as among the training images."""
     random = torch.Generator().manual_seed(SEED)
-    labels = dataset.draw_labels(label_counts, len(latents), random)
+    labels = draw_labels(label_counts, len(latents), random)
     return sampling.draw(generator, latents, labels)
 
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from common import checkpoint, distributed, files, hardware, log, metrics, runs, sampling
 from common.data import dataset
+from common.data.labels import count_labels, encode_labels
 from common.ema import update_bn, update_ema
 from common.errors import UserError
 from common.schema import Model, Progress, Run
@@ -111,7 +112,7 @@ def load_data():
         part = {"fraction": TRAIN_FRACTION, "seed": SEED, "size": SIZE}
         images, labels, source = dataset.load(DATASET, "train", DATA_DIR, **part)
     info = dataset.find_info(DATASET, DATA_DIR, SIZE)
-    labels = dataset.encode_labels(info, labels) if CONDITIONAL else labels[:, :0].float()
+    labels = encode_labels(info, labels) if CONDITIONAL else labels[:, :0].float()
     if len(images) < 2:
         raise UserError(f"TRAIN_FRACTION={TRAIN_FRACTION} leaves 1 image of {source}: 2 are needed")
     if len(images) < BATCH_SIZE:
@@ -135,7 +136,7 @@ def new_run(images, labels, info, device, constants, saved):
     run = Run(
         settings=constants,
         channels=images.shape[1],
-        label_counts=dataset.count_labels(labels),
+        label_counts=count_labels(labels),
         data_sha256=dataset.sha256(images, labels),
         fixed_latents=torch.randn(64, LATENT_DIM),
         model_args=model_args,

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from common import distributed, hardware
 from common.data import dataset
+from common.data.labels import label_names
 
 STATISTICS = ["loss_discriminator", "loss_generator", "d_real", "d_fake"]
 COLLAPSE = (
@@ -26,7 +27,7 @@ def print_summary(run, progress, model, source, folder, pictures, reference):
     steps, size = n // settings["BATCH_SIZE"], settings["SIZE"]
     print(f"images     {n:,} of {size}x{size}x{run.channels}, {steps} steps per epoch")
     if settings["CONDITIONAL"]:
-        print(f"labels     {', '.join(dataset.label_names(run.info))}")
+        print(f"labels     {', '.join(label_names(run.info))}")
     print(f"device     {hardware.describe(progress.permutation.device)}")
     print(f"dtype      {settings['DTYPE']}")
     print(f"weights    {', '.join(counts)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common import errors, files
 from common.data import dataset
+from common.data.labels import encode_labels
 from common.errors import UserError, printable
 from common.schema import NAME
 
@@ -97,7 +98,7 @@ def load_training_images(saved, data_dir):
     name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
     part = {"fraction": fraction, "seed": seed, "size": trained["SIZE"]}
     images, labels, source = dataset.load(name, "train", folder, trained_on=trained_on, **part)
-    labels = dataset.encode_labels(saved["info"], labels) if trained["CONDITIONAL"] else None
+    labels = encode_labels(saved["info"], labels) if trained["CONDITIONAL"] else None
     if dataset.sha256(images, labels) != saved["data_sha256"]:
         raise UserError(
             f"{source}: these are not the images that the run was trained on. {trained_on}; give "

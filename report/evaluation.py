@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from common import checkpoint, membership, metrics, sampling
-from common.data import dataset
+from common.data.labels import has_labels, single_labels
 from common.errors import UserError
 from report import plotting
 from report.sections import EXAMPLES, fewer, per_pixel
@@ -80,9 +80,9 @@ def by_label(captions, samples, generator, saved, out, options):
     reference = metrics.fit_reference(samples.images, sets[0], seed) if sets else None
     cells, table = [], {}
     examples = fewer(EXAMPLES, samples.images.shape[-1], least=4)
-    for label, vector in dataset.single_labels(saved["info"], saved["label_counts"]).items():
+    for label, vector in single_labels(saved["info"], saved["label_counts"]).items():
         synthetic = sampling.draw(generator, latents, vector.float().expand(len(latents), -1))
-        places = dataset.has_labels(samples.shuffled_labels, vector).nonzero().flatten()
+        places = has_labels(samples.shuffled_labels, vector).nonzero().flatten()
         real = samples.shuffled(places[: 2 * LABEL_IMAGES])  # all of them may not fit into memory
         row = torch.full_like(synthetic[:examples], 255)  # white where there are too few real ones
         row[: len(real)] = real[:examples]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from common import checkpoint, files, log, sampling
 from common.data import dataset
+from common.data.labels import is_multilabel, label_names
 from common.errors import UserError
 from report import export_js, plotting, sections
 
@@ -118,8 +119,8 @@ def describe_labels(info, label_counts):
     if not label_counts:
         return None
     return {
-        "names": dataset.label_names(info),
-        "several": dataset.is_multilabel(info),
+        "names": label_names(info),
+        "several": is_multilabel(info),
         "rows": label_counts["rows"].tolist(),
         "counts": label_counts["counts"].tolist(),
     }

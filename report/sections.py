@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from common import metrics, sampling
-from common.data import dataset
+from common.data.labels import draw_labels
 from report import plotting
 
 EXAMPLES = 10  # images, or pairs of images, in a row
@@ -300,7 +300,7 @@ def latent_space(captions, generator, saved, out, options):
     label_counts, size = saved["label_counts"], saved["settings"]["SIZE"]
     rows, steps = fewer(WALKS, size), fewer(WALK_STEPS, size, least=4)
     ends = torch.randn(2, rows, generator.latent_dim, generator=random)
-    labels = dataset.draw_labels(label_counts, rows, random)  # one for the whole walk
+    labels = draw_labels(label_counts, rows, random)  # one for the whole walk
     shares = torch.linspace(0, 1, steps).tolist()
     latents = torch.stack([slerp(*ends, t) for t in shares], 1).flatten(0, 1)
     images = sampling.draw(generator, latents, labels.repeat_interleave(steps, 0))
@@ -312,7 +312,7 @@ def latent_space(captions, generator, saved, out, options):
 
     shown = fewer(TOUR_TILES, size, least=1)
     stops = torch.randn(TOUR_STOPS, shown, generator.latent_dim, generator=random)
-    labels = dataset.draw_labels(label_counts, shown, random)
+    labels = draw_labels(label_counts, shown, random)
     latents = [
         slerp(stop, following, step / TOUR_STEPS)
         for stop, following in zip(stops, stops.roll(-1, 0), strict=True)

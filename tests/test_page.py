@@ -16,6 +16,7 @@ from PIL import Image
 
 from common import metrics
 from common.data import dataset, phantom
+from common.data.labels import NO_FINDING
 from report import sections
 
 SECTIONS = ["about", "collage", "blind_test", "training", "numbers", "detective"]
@@ -280,7 +281,7 @@ def test_a_conditional_run_shows_each_label_beside_phantoms_that_have_it(run, tr
     has = {name: column.sum() for name, column in zip(phantom.LABELS, labels.T, strict=True)}
     assert dict(rows) == {
         **{name: str(int(n)) for name, n in has.items()},
-        dataset.NO_FINDING: str(int((labels == 0).all(1).sum())),
+        NO_FINDING: str(int((labels == 0).all(1).sum())),
     }
     assert len(page.pictures("for each label")) == 2 * len(rows)
 
