@@ -89,7 +89,9 @@ def test_the_report_attacks_with_what_there_is(sets):
 
     def rows(held_out):
         samples = SimpleNamespace(images=images, examined=synthetic, held_out=held_out)
-        return [*evaluation.attacks(samples, saved, Path("checkpoint.pt"), 0)]
+        facts = {"saved": saved, "checkpoint": Path("checkpoint.pt")}
+        options = SimpleNamespace(SEED=0)
+        return [*evaluation.attacks(SimpleNamespace(samples=samples, options=options, **facts))]
 
     assert rows(held_out) == ["images", "other", "chance", "discriminator"]
     saved["model_args"] = {"discriminator": {"texture": False}}

@@ -26,7 +26,7 @@ import dcgan
 from common import checkpoint
 from common.data import dataset
 from report import export_js, play
-from report.sections import Captions
+from report.context import Captions
 
 ONLY_PLAY = only("play")
 NODE = """
@@ -273,8 +273,8 @@ def test_pages_of_larger_images_say_why_they_cannot_be_played(tmp_path):
     captions = Captions("Phantom", "phantom", "phantoms", 1, "epoch 1 of 1", "the last", "of 1")
     samples = SimpleNamespace(images=torch.zeros(2, 1, 128, 128))
     saved = {"settings": {"DATASET": "phantom"}, "info": {}}
-    paths = (tmp_path / "checkpoint.pt", tmp_path / "phantom.npz")
-    assert play.play(captions, samples, None, saved, *paths, {}, tmp_path, None)
+    facts = {"captions": captions, "samples": samples, "saved": saved, "out": tmp_path}
+    assert play.play(SimpleNamespace(**facts, size=128))
     html = (tmp_path / "play.html").read_text(encoding="utf-8")
     assert "128 x 128 pixels" in html and "up to 64 pixels" in html and "<script" not in html
 
