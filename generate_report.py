@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import checkpoint, files, metrics, runs, sampling
+from common import checkpoint, files, membership, runs, sampling
 from common.data import dataset
 from common.errors import UserError
 from report import detective, evaluation, play, plotting, sections
@@ -213,8 +213,8 @@ def find_neighbours(samples):
     """Return the Neighbours of the samples."""
     train, held_out = samples.images, samples.held_out
     return Neighbours(
-        synthetic=metrics.nearest_image(samples.examined, train),
-        held_out=None if held_out is None else metrics.nearest_image(held_out, train),
+        synthetic=membership.nearest_image(samples.examined, train),
+        held_out=None if held_out is None else membership.nearest_image(held_out, train),
     )
 
 

@@ -57,7 +57,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Nearest training images: (distances, indices), as metrics.nearest_image returns them."""
+    """Nearest training images: (distances, indices), as membership.nearest_image returns them."""
 
     synthetic: tuple  # of samples.examined
     held_out: tuple | None  # of samples.held_out
@@ -102,7 +102,7 @@ def fewer_tiles(options, size):
 
 
 def per_pixel(distances, images):
-    """Convert distances of metrics.py to root mean squares per pixel, in grey levels."""
+    """Convert distances of membership.py to root mean squares per pixel, in grey levels."""
     return (distances / metrics.shrink(images[:1]).numel() ** 0.5).tolist()
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from common import detective as test
-from common import metrics, sampling
+from common import metrics, sampling, spectrum
 from report import plotting
 from report.context import EXAMPLES, fewer
 
@@ -56,9 +56,9 @@ def detective(context):
     path = out / "detective_gradient.png"
     page["gradient"] = plotting.save_tiles(path, heading, cells, 2, scale, alt)
     curves = {
-        captions.original: test.amplitude_spectrum(real),
-        f"other {captions.originals}": test.amplitude_spectrum(other_real),
-        "synthetic": test.amplitude_spectrum(synthetic),
+        captions.original: spectrum.amplitude_spectrum(real),
+        f"other {captions.originals}": spectrum.amplitude_spectrum(other_real),
+        "synthetic": spectrum.amplitude_spectrum(synthetic),
     }
     page["spectrum"] = plotting.save_curves(
         out / "spectrum",

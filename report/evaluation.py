@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from common import checkpoint, membership, metrics, sampling
+from common import checkpoint, membership, metrics, sampling, spectrum
 from common.data import dataset
 from common.errors import UserError
 from report import plotting
@@ -145,14 +145,14 @@ def evaluate_all(context):
         pair = reference["features"], features
         table[name]["density"] = metrics.density(*pair, reference["radii"])
         table[name]["kernel"] = metrics.kernel_distance(*pair)
-        detail = metrics.fine_detail(real, images, seed)
+        detail = spectrum.fine_detail(real, images, seed)
         table[name] |= {f"detail_{pixels}": distance for pixels, distance in detail.items()}
     if can_show_copies(neighbours):
         held_out, _ = neighbours.held_out
-        gaussian, _ = metrics.nearest_image(sets["gaussian"], samples.images)
-        table["synthetic"] |= metrics.memorisation_scores(neighbours.synthetic[0], held_out)
-        table["real_vs_real"] |= metrics.memorisation_scores(held_out, held_out)
-        table["gaussian"] |= metrics.memorisation_scores(gaussian, held_out)
+        gaussian, _ = membership.nearest_image(sets["gaussian"], samples.images)
+        table["synthetic"] |= membership.memorisation_scores(neighbours.synthetic[0], held_out)
+        table["real_vs_real"] |= membership.memorisation_scores(held_out, held_out)
+        table["gaussian"] |= membership.memorisation_scores(gaussian, held_out)
     # On other hardware than that of the training the last digits can differ: show what was logged.
     logged = next((row for row in saved["history"] if row["epoch"] == context.captions.epoch), {})
     table["synthetic"] |= {key: logged[key] for key in table["synthetic"] if key in logged}
@@ -200,7 +200,7 @@ def copies(context):
         page["held_out"] = draw_pairs(context, held_out, held_out=True)
         distances["held-out"] = per_pixel(neighbours.held_out[0], samples.images)
     if can_show_copies(neighbours):
-        page |= metrics.memorisation_scores(neighbours.synthetic[0], neighbours.held_out[0])
+        page |= membership.memorisation_scores(neighbours.synthetic[0], neighbours.held_out[0])
     highest = max(max(values) for values in distances.values()) or 1.0
     bins = np.linspace(0, highest, 61)
     xlabel = "distance to the nearest training image\n(grey levels, root mean square of the pixels)"
@@ -213,12 +213,12 @@ def copies(context):
 
 
 def attacks(context):
-    """What attacks find out about who is in the training set, {name: as `separate` returns}.
+    """What attacks find out about who is in the training set, {name: as `roc_auc` returns}.
 
     "images" and "discriminator" are told apart by the synthetic images and by the discriminator of
-    the checkpoint. "other" is the first one with other training
-    images in place of the synthetic ones, "chance" with other training images in place of the
-    held-out ones. {} if there are too few images; without a discriminator if it does not fit.
+    the checkpoint. "other" is the first one with other training images in place of the synthetic
+    ones, "chance" with other training images in place of the held-out ones. {} if there are too
+    few images; without a discriminator if it does not fit.
     """
     samples, seed = context.samples, context.options.SEED
     held_out, synthetic = samples.held_out, samples.examined

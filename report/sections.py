@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import metrics, sampling
+from common import membership, sampling
 from common.data import dataset
 from report import plotting
 from report.context import EXAMPLES, fewer, per_pixel
@@ -71,11 +71,11 @@ def unseen(candidates, shown, count):
     A near-duplicate is at less than half the usual distance: a reader who has seen one of the two
     recognises the other. All uint8 (N, C, S, S); the result can have fewer than count images.
     """
-    limit = metrics.nearest_image(candidates[:100], shown)[0].median() / 2
+    limit = membership.nearest_image(candidates[:100], shown)[0].median() / 2
     chosen = shown[:0]
     for image in candidates[: 20 * count].split(1):
         if len(chosen) < count:
-            distance, _ = metrics.nearest_image(image, torch.cat([shown, chosen]))
+            distance, _ = membership.nearest_image(image, torch.cat([shown, chosen]))
             chosen = torch.cat([chosen, image[distance > limit]])
     return chosen
 
@@ -172,7 +172,7 @@ def diversity(context):
         ("synthetic", "synthetic", synthetic),
         ("real", captions.original, real),
     ):
-        distances, pairs = metrics.closest_pairs(images, examples)
+        distances, pairs = membership.closest_pairs(images, examples)
         if len(pairs) > 0:
             heading = f"{captions.name}\nthe {kind} images most alike among {len(images):,}"
             heading += f", {captions.when}" if key == "synthetic" else ""
