@@ -65,6 +65,8 @@ def main():
     n_whole = saved["info"]["n_samples"]["train"]
     n = N_IMAGES or n_whole
     real = {}
+    if FORMAT not in ("npz", "png"):  # the brackets in its comment may have been deleted
+        raise UserError(f'FORMAT={FORMAT}: legal values are "npz", "png"')
     if VAL_AND_TEST == "real":
         if FORMAT == "png":
             raise UserError('VAL_AND_TEST=real: legal with FORMAT=png is "empty"')

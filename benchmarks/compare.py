@@ -105,7 +105,7 @@ def main():
         )
     import torch
 
-    from common import hardware, membership, metrics, runs
+    from common import hardware, membership, metrics, runs, spectrum
     from common.data import dataset
 
     device = hardware.choose_device(DEVICE)
