@@ -73,10 +73,8 @@ def main():
     n_whole = saved["info"]["n_samples"]["train"]
     n = N_IMAGES or n_whole
     real = {}
-    if FORMAT not in ("npz", "png"):  # its comment may have been edited
+    if FORMAT not in ("npz", "png"):  # the brackets in its comment may have been deleted
         raise UserError(f'FORMAT={FORMAT}: legal values are "npz", "png"')
-    if VAL_AND_TEST not in ("empty", "real"):
-        raise UserError(f'VAL_AND_TEST={VAL_AND_TEST}: legal values are "empty", "real"')
     if VAL_AND_TEST == "real":
         if FORMAT == "png":
             raise UserError('VAL_AND_TEST=real: legal with FORMAT=png is "empty"')
@@ -260,7 +258,7 @@ def describe(saved, folder, path, n, about_labels, real):
             )
     lines += [
         "",
-        "Do they give away who was trained on? An empirical check, not a guarantee, is in the",
+        "Do they reveal whose images were trained on? An empirical check, no guarantee, is in the",
         'report, under "Who was in the training set?":',
         f"  python generate_report.py --RUN_NAME={folder.name}",
         "Pass on images or generator_epoch_....pt, and keep checkpoint.pt: it holds the",

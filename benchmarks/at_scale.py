@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare
 
 import train_model
-from common import checkpoint, detective, files, metrics, runs, sampling, settings
+from common import checkpoint, detective, files, metrics, runs, sampling, settings, spectrum
 from common.data import dataset, phantom
 
 # --- Training ---
@@ -77,7 +77,7 @@ def evaluate(folder, data):
             if path:
                 images = sampling.sample(checkpoint.load_generator(path), {}, N_IMAGES, seed=1)
             row = metrics.evaluate(reference, images)
-            row["fine detail"] = list(metrics.fine_detail(real, images).values())
+            row["fine detail"] = list(spectrum.fine_detail(real, images).values())
             row["detective"] = [
                 [found["pixels"], found["trained_on"], found["accuracy"]]
                 for found in detective.detective(real, images)

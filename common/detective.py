@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common import membership
+
 # (pixels a side, training images of each kind, steps of Adam); None: all there are. With few images
 # the accuracy does not reach 1.00 at once, so that generators can be told apart. Of larger images
 # 28 stands for their own size, and 14 and 7 for 16 and 8 where they are multiples of 32.
@@ -110,8 +112,7 @@ def test(network, real, synthetic):
     real, synthetic = logits(network, real), logits(network, synthetic)
     right, n = int((real <= 0).sum() + (synthetic > 0).sum()), len(real) + len(synthetic)
     low, high = wilson_interval(right, n)
-    gaps = synthetic[:, None] - real
-    auc = float((gaps > 0).double().mean() + (gaps == 0).double().mean() / 2)
+    auc = membership.roc_auc(synthetic, real)["auc"]
     return {"accuracy": right / n, "low": low, "high": high, "auc": auc}
 
 
@@ -136,27 +137,3 @@ def input_gradient(network, images):
     images = images.detach().clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(network(images).sum(), images)
     return gradient.abs().mean((0, 1))
-
-
-def amplitude_spectrum(images):
-    """Return the amplitude of images by spatial frequency, in grey levels.
-
-    Formula: the root mean square of |DFT(w x)| over images, channels and all (i, j) whose radius
-    rounds to k, k = 0 ... K periods in S pixels; w is a Hann window of mean square 1, so that the
-    image borders do not count as detail. S / 2 is one period in two pixels along an axis, K the
-    same along the diagonal: 14 and 20 at 28 pixels. Shapes: uint8 (N, C, S, S) -> double (K + 1,).
-    Source: after Durall et al. 2020, section 3.
-    """
-    side = images.shape[-1]
-    window = torch.hann_window(side, dtype=torch.double)
-    window = window.outer(window)
-    window = window / window.square().mean().sqrt()
-    power, count = 0, 0
-    for batch in images.split(1024 * 28**2 // side**2):
-        waves = torch.fft.fft2(batch.double() * window, norm="ortho")
-        power, count = power + waves.abs().square().sum((0, 1)), count + len(batch) * batch.shape[1]
-    frequency = torch.fft.fftfreq(side, 1 / side, dtype=torch.double)
-    radius = (frequency[:, None].square() + frequency.square()).sqrt().round().long().flatten()
-    sums = torch.zeros(int(radius.max()) + 1, dtype=torch.double)
-    sums.index_add_(0, radius, (power / count).flatten())
-    return (sums / radius.bincount()).sqrt()

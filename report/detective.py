@@ -3,19 +3,20 @@
 import torch
 
 from common import detective as test
-from common import metrics, sampling
+from common import metrics, sampling, spectrum
 from report import plotting
-from report.sections import EXAMPLES, fewer
+from report.context import EXAMPLES, fewer
 
 
-def detective(captions, samples, generator, saved, out, options):
+def detective(context):
     """How often a new CNN is right, what it is right and wrong about, and where it looks."""
+    captions, out, options = context.captions, context.out, context.options
     seed, scale = options.SEED, options.SCALE
-    halves = metrics.split_real(samples.images, options.N_DETECTIVE, seed)
+    halves = metrics.split_real(context.samples.images, options.N_DETECTIVE, seed)
     if halves is None or len(halves[0]) < test.MIN_IMAGES:
         return {}
     real, other_real = halves
-    synthetic = sampling.sample(generator, saved["label_counts"], len(real), seed)
+    synthetic = sampling.sample(context.generator, context.saved["label_counts"], len(real), seed)
     rows = test.detective(real, synthetic, seed)
     reference = test.detective(real, other_real, seed)
     page = {"n": len(real), "rows": list(zip(rows, reference, strict=True))}
@@ -55,9 +56,9 @@ def detective(captions, samples, generator, saved, out, options):
     path = out / "detective_gradient.png"
     page["gradient"] = plotting.save_tiles(path, heading, cells, 2, scale, alt)
     curves = {
-        captions.original: test.amplitude_spectrum(real),
-        f"other {captions.originals}": test.amplitude_spectrum(other_real),
-        "synthetic": test.amplitude_spectrum(synthetic),
+        captions.original: spectrum.amplitude_spectrum(real),
+        f"other {captions.originals}": spectrum.amplitude_spectrum(other_real),
+        "synthetic": spectrum.amplitude_spectrum(synthetic),
     }
     page["spectrum"] = plotting.save_curves(
         out / "spectrum",

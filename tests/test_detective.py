@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common import detective
+from common import detective, spectrum
 from common.data.dataset import read_split
 
 
@@ -88,8 +88,8 @@ def test_the_gradient_points_at_the_pixel_that_decides():
 def test_the_spectrum_shows_a_wave_at_its_frequency():
     x = torch.arange(28)
     stripes = 100 + 50 * torch.cos(2 * torch.pi * 7 * x / 28).expand(1, 1, 28, 28)
-    spectrum = detective.amplitude_spectrum(stripes.round().to(torch.uint8))
-    assert len(spectrum) == 21
-    assert spectrum[3:].argmax() + 3 == 7
+    amplitudes = spectrum.amplitude_spectrum(stripes.round().to(torch.uint8))
+    assert len(amplitudes) == 21
+    assert amplitudes[3:].argmax() + 3 == 7
     board = (255 * ((x[:, None] + x) % 2)).expand(1, 1, 28, 28).to(torch.uint8)
-    assert detective.amplitude_spectrum(board)[3:].argmax() + 3 == 20
+    assert spectrum.amplitude_spectrum(board)[3:].argmax() + 3 == 20
