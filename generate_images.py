@@ -87,14 +87,16 @@ def main():
         print(f"labels     {about_labels}")
         print(f"images     {n:,} to {out}")
         if FORMAT == "npz":
-            write_npz(dataset.file(hidden, name, size), generator, label_counts, n, saved, real)
+            write_npz(
+                dataset.DataFile(name, hidden, size).path, generator, label_counts, n, saved, real
+            )
         else:
             write_pngs(hidden, generator, label_counts, n, saved)
         about = describe(saved, folder, path, n, about_labels, real)
         (hidden / "ABOUT.txt").write_text(about, "utf-8", "backslashreplace")
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}")
     if FORMAT == "npz" and name not in dataset.NAMES:
-        print(f'to load it: numpy.load("{dataset.file(out, name, size)}")')
+        print(f'to load it: numpy.load("{dataset.DataFile(name, out, size).path}")')
     elif FORMAT == "npz" and name != "phantom":
         title = dataset.title(name)
         root = f'root="{out}"' if size == 28 else f'root="{out}", size={size}'
@@ -109,15 +111,15 @@ def load_real(saved):
     Raises UserError if they are missing or do not go with the synthetic ones, or if the file has
     changed since the training, so that images of the training could be among them.
     """
-    name, size, real = saved["settings"]["DATASET"], saved["settings"]["SIZE"], {}
-    _, _, path = runs.load_training_images(saved, DATA_DIR)
+    real, about = {}, runs.describe_data(saved)
+    _, _, data = runs.load_training_images(saved, DATA_DIR)
     for split in ("val", "test"):
-        about = runs.describe_data(saved)
-        images, labels, source = dataset.load(name, split, path.parent, size=size, trained_on=about)
-        dataset.check_channels(path, split, images, saved["channels"])
+        part = {"size": data.size, "trained_on": about}
+        images, labels, source = dataset.load(data.name, split, data.folder, **part)
+        dataset.check_channels(data, split, images, saved["channels"])
         if ((labels < 0) | (labels > 255)).any():  # the export holds bytes
             span = f"{labels.min()} to {labels.max()}, not 0 to 255"
-            raise UserError(f"{path} has {split}_labels from {span}. Use VAL_AND_TEST=empty.")
+            raise UserError(f"{data.path} has {split}_labels from {span}. Use VAL_AND_TEST=empty.")
         real[split] = images, labels, source
     return real
 

@@ -81,14 +81,14 @@ def main(constants):
     snapshots = runs.find_snapshots(folder)
     captions = describe(saved, snapshots)
     options = fewer_tiles(SimpleNamespace(**constants), saved["settings"]["SIZE"])
-    images, labels, path = runs.load_training_images(saved, DATA_DIR)
+    images, labels, data = runs.load_training_images(saved, DATA_DIR)
     generator, grids = load_generators(saved, folder, snapshots, captions.epoch, options)
-    samples = draw_samples(images, labels, path, generator, saved, grids)
+    samples = draw_samples(images, labels, data, generator, saved, grids)
     neighbours = find_neighbours(samples) if NUMBERS or COPIES or FAILURES else None
 
     # Draw the sections and write the page.
     page = {}
-    paths = {"checkpoint": folder / "checkpoint.pt", "data": path, "out": out}
+    paths = {"checkpoint": folder / "checkpoint.pt", "data": data, "out": out}
     inputs = {"generator": generator, "saved": saved, "options": options, "page": page}
     context = Context(captions, samples, neighbours, **inputs, **paths)
     parts = {  # name: (wanted, section)
@@ -147,20 +147,20 @@ def describe(saved, snapshots):
     )
 
 
-def load_held_out(path, name, like):
+def load_held_out(data, like):
     """Return at most N_EXAMINED images of the test or else the validation split, and its name.
 
     (None, "") if both are empty, as in a file of generate_images.py. Raises UserError if they are
     damaged or have other channels than `like`.
     """
     for split in ("test", "val"):
-        images, _ = dataset.read_split(path, split, name, True, like.shape[-1])
+        images, _ = dataset.read_split(data, split, may_be_empty=True)
         if len(images) > 0:
-            dataset.check_channels(path, split, images, like.shape[1])
+            dataset.check_channels(data, split, images, like.shape[1])
             random = torch.Generator().manual_seed(SEED)
             order = torch.randperm(len(images), generator=random)
             return images[order[:N_EXAMINED]], split
-    print(f"{path} has no test or validation images: nothing is compared with them")
+    print(f"{data.path} has no test or validation images: nothing is compared with them")
     return None, ""
 
 
@@ -191,13 +191,13 @@ def draw(generator, latents, label_counts):
     return sampling.draw(generator, latents, labels)
 
 
-def draw_samples(images, labels, path, generator, saved, grids):
+def draw_samples(images, labels, data, generator, saved, grids):
     """Return the Samples: the given images, held-out images of the file, and synthetic images."""
     random = torch.Generator().manual_seed(SEED)
     order = torch.randperm(len(images), generator=random)
     latents = torch.randn(N_SYNTHETIC, generator.latent_dim, generator=random)
     synthetic = draw(generator, latents, saved["label_counts"])
-    held_out, split = load_held_out(path, saved["settings"]["DATASET"], images)
+    held_out, split = load_held_out(data, images)
     return Samples(
         images=images,
         order=order,
@@ -265,8 +265,8 @@ def write_page(context):
         trained=trained,
         info=saved["info"],
         own=name not in dataset.NAMES,
-        source=f"{context.data.name}, {dataset.provenance(name, context.data, trained['SIZE'])}",
-        is_official=dataset.is_official(name, context.data, trained["SIZE"]),
+        source=f"{context.data.path.name}, {dataset.provenance(context.data)}",
+        is_official=dataset.is_official(context.data),
         settings={key: value for key, value in trained.items() if key not in HIDDEN},
         seconds=timedelta(seconds=round(sum(row.get("seconds", 0) for row in history))),
         speed=sum(speeds) / len(speeds) if speeds else None,

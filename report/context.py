@@ -12,6 +12,7 @@ import jinja2
 import torch
 
 from common import metrics
+from common.data.dataset import DataFile
 
 EXAMPLES = 10  # images, or pairs of images, in a row
 
@@ -73,7 +74,7 @@ class Context:
     generator: torch.nn.Module  # of the epoch shown
     saved: dict  # the content of checkpoint.pt
     checkpoint: Path  # that file
-    data: Path  # the file of the training images
+    data: DataFile  # that holds the training images
     out: Path  # the folder that pictures are written to
     options: SimpleNamespace  # the constants of generate_report.py
     page: dict  # what the sections before returned, {name: dict}

@@ -63,8 +63,7 @@ def play(context):
         phantom=name == "phantom",
         info=saved["info"],
         own=name not in dataset.NAMES,
-        is_official=data is not None
-        and dataset.is_official(name, context.data, saved["settings"]["SIZE"]),
+        is_official=data is not None and dataset.is_official(context.data),
         largest=LARGEST,
     )
     path = context.out / "play.html"

@@ -18,6 +18,7 @@ from test_report import SHORT
 
 from common import checkpoint
 from common.data import dataset, image_file, own_images
+from common.data.dataset import DataFile
 from common.data.labels import is_multilabel, label_names
 
 
@@ -53,7 +54,7 @@ def load(path="scans", split="train"):
 
 
 def names(path="scans"):
-    return label_names(dataset.find_info(path, "data"))
+    return label_names(dataset.find_info(DataFile(dataset.check_name(path))))
 
 
 # Layouts
@@ -342,7 +343,7 @@ def test_an_npz_of_64_pixels_with_names_and_several_findings():
     write_npz("mine_64.npz", 64, columns=2, label_names=np.array(["mass", "effusion"]))
     images, labels = load("./mine_64.npz")
     assert images.shape == (10, 28, 28) and labels.shape == (10, 2)
-    info = dataset.find_info("mine_64.npz", "data")
+    info = dataset.find_info(DataFile(dataset.check_name("mine_64.npz")))
     assert label_names(info) == ["mass", "effusion"] and is_multilabel(info)
     assert Path("data/mine_64_28.npz").exists()
 

@@ -1,5 +1,6 @@
 """Images and labels of a data set as tensors: from a file, a download, or the phantom."""
 
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -51,9 +52,18 @@ def sized(name, size):
     return name if size == 28 else f"{name}_{size}"
 
 
-def file(folder, name, size=28):
-    """Return the path of a data set's file in a folder. name: as check_name returns it."""
-    return Path(folder) / f"{sized(name, size) if name in NAMES else f'{name}_{size}'}.npz"
+@dataclasses.dataclass(frozen=True)
+class DataFile:
+    """The .npz file of a data set, or of your own images, at one size in pixels."""
+
+    name: str  # as check_name returns it
+    folder: str | Path = "data"
+    size: int = 28
+
+    @property
+    def path(self):
+        name = sized(self.name, self.size) if self.name in NAMES else f"{self.name}_{self.size}"
+        return Path(self.folder) / f"{name}.npz"
 
 
 def check_name(name, size=28):
@@ -73,10 +83,10 @@ def check_name(name, size=28):
     raise UserError(f"DATASET={name}: {hint}{known} Or it is the path of your own images.")
 
 
-def find_info(name, folder, size=28):
-    """Return what is known of a data set of which load has made sure that it is in a folder."""
-    name = check_name(name, size)
-    return INFO[name] if name in NAMES else own_images.describe(file(folder, name, size), name)
+def find_info(data):
+    """Return what is known of a DataFile that `load` has made, a table as in medmnist.INFO."""
+    known = data.name in NAMES
+    return INFO[data.name] if known else own_images.describe(data.path, data.name)
 
 
 def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trained_on=""):
@@ -94,7 +104,8 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trai
     Raises UserError if there is no usable file and none can be made or downloaded.
     """
     given, name = name, name if trained_on else check_name(name, size)
-    path = file(folder, name, size)
+    data = DataFile(name, folder, size)
+    path = data.path
     if trained_on:
         with errors.reading(path):
             missing = not path.exists()
@@ -110,12 +121,12 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trai
     else:
         own_images.read_once(given, path, size)
     lacks = split != "train" and name not in NAMES  # your own images need no other splits
-    images, labels = read_split(path, split, name, may_be_empty=lacks, size=size)
+    images, labels = read_split(data, split, may_be_empty=lacks)
     if fraction < 1.0:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         chosen = order[: max(1, round(fraction * len(images)))]
         images, labels = images[chosen], labels[chosen]
-    return images, labels, f"{path}, {provenance(name, path, size)}"
+    return images, labels, f"{path}, {provenance(data)}"
 
 
 def to_network(pixels):
@@ -143,14 +154,14 @@ def sha256(images, labels=None):
     return digest.hexdigest()
 
 
-def is_official(name, path, size=28):
-    """Whether a file is MedMNIST's own, by its MD5. False for the phantom and your own images."""
-    if "MD5" not in INFO.get(name, {}):
+def is_official(data):
+    """Whether a DataFile is MedMNIST's, by its MD5. False for the phantom and your own images."""
+    if "MD5" not in INFO.get(data.name, {}):
         return False
-    with errors.reading(path):
-        about = Path(path).stat()
-        digest = md5_of(path, about.st_size, about.st_mtime_ns, about.st_ino)
-    return digest == INFO[name][sized("MD5", size)]
+    with errors.reading(data.path):
+        about = data.path.stat()
+        digest = md5_of(data.path, about.st_size, about.st_mtime_ns, about.st_ino)
+    return digest == INFO[data.name][sized("MD5", data.size)]
 
 
 @functools.lru_cache  # a report asks four times, and files can have gigabytes
@@ -161,19 +172,19 @@ def md5_of(path, *_):
         return hashlib.file_digest(file, md5).hexdigest()
 
 
-def provenance(name, path, size=28):
-    """Return in words where a file comes from."""
-    if name == "phantom":
+def provenance(data):
+    """Return in words where a DataFile comes from."""
+    if data.name == "phantom":
         return "drawn by phantom.py: computer-drawn phantoms, not patients"
-    if name not in NAMES:
+    if data.name not in NAMES:
         return OWN
-    if is_official(name, path, size):
+    if is_official(data):
         return OFFICIAL
     return "not the official file (its MD5 differs), used as it is"
 
 
-def read_split(path, split, name, may_be_empty=False, size=28):
-    """Read images (N, C, size, size) and labels (N, L) from a file in MedMNIST's layout.
+def read_split(data, split, may_be_empty=False):
+    """Read images (N, C, size, size) and labels (N, L) from a DataFile in MedMNIST's layout.
 
     The order of elements and bytes in the file makes no difference. may_be_empty: whether N may
     be 0. Images that would fill more than half of the free memory are unpacked into a file beside
@@ -181,9 +192,12 @@ def read_split(path, split, name, may_be_empty=False, size=28):
     or of another layout or size, or cannot be read now.
     """
 
+    name, size, path = data.name, data.size, data.path
+
     def refuse(cause, found=size):
         if found in SIZES and found != size:
-            fix = f"Rename it to {file('', name, found)} and give --SIZE={found}, or move it away."
+            other = DataFile(name, "", found).path
+            fix = f"Rename it to {other} and give --SIZE={found}, or move it away."
         elif name == "phantom":
             fix = "Move it away, and it is drawn again."
         elif name not in NAMES:
@@ -228,12 +242,12 @@ def read_split(path, split, name, may_be_empty=False, size=28):
     return images, labels if labels.ndim == 2 else labels.unsqueeze(1)
 
 
-def check_channels(path, split, images, channels):
+def check_channels(data, split, images, channels):
     """Raise UserError unless images (N, C, S, S) have as many channels as those trained on."""
     if images.shape[1] != channels:
         raise UserError(
-            f"{path} has {split}_images with {images.shape[1]} channels, the run was trained on "
-            f"{channels}. Give the folder of the right file as --DATA_DIR"
+            f"{data.path} has {split}_images with {images.shape[1]} channels, the run was trained "
+            f"on {channels}. Give the folder of the right file as --DATA_DIR"
         )
 
 
