@@ -87,7 +87,7 @@ def membership_auc(synthetic, members, non_members):
     """
     for images in (synthetic, members, non_members):
         metrics.check_images(images)
-    nearest = [metrics.nearest_image(images, synthetic)[0] for images in (members, non_members)]
+    nearest = [nearest_image(images, synthetic)[0] for images in (members, non_members)]
     return roc_auc(*(-distances for distances in nearest))
 
 
