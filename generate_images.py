@@ -260,8 +260,8 @@ def describe(saved, folder, path, n, about_labels, real):
             )
     lines += [
         "",
-        "Do they reveal whose images were trained on? An empirical check, no guarantee, is in the",
-        'report, under "Who was in the training set?":',
+        "Do they reveal whose images were trained on? An empirical check, not a guarantee, is in",
+        'the report, under "Who was in the training set?":',
         f"  python generate_report.py --RUN_NAME={folder.name}",
         "Pass on images or generator_epoch_....pt, and keep checkpoint.pt: it holds the",
         "discriminator, to which every training image was shown again and again.",
