@@ -29,12 +29,20 @@ from tqdm import tqdm
 
 from common import checkpoint, files, runs, sampling
 from common.data import dataset
+from common.data.labels import (
+    NO_FINDING,
+    decode_labels,
+    draw_labels,
+    is_multilabel,
+    label_names,
+    single_labels,
+)
 from common.errors import UserError
 
 # --- Run ---
 RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
 MODELS_DIR = "models"  # where train_model.py keeps its runs
-EPOCH = "last"  # to draw from: "last", "best" (the one with the highest coverage) or a number
+EPOCH = "last"  # to draw from: "last", "best" (the one with the highest score) or a number
 
 # --- Images ---
 N_IMAGES = 0  # how many; 0: as many as the whole data set has for training [0 to 10000000]
@@ -65,10 +73,8 @@ def main():
     n_whole = saved["info"]["n_samples"]["train"]
     n = N_IMAGES or n_whole
     real = {}
-    if FORMAT not in ("npz", "png"):  # its comment may have been edited
+    if FORMAT not in ("npz", "png"):  # the brackets in its comment may have been deleted
         raise UserError(f'FORMAT={FORMAT}: legal values are "npz", "png"')
-    if VAL_AND_TEST not in ("empty", "real"):
-        raise UserError(f'VAL_AND_TEST={VAL_AND_TEST}: legal values are "empty", "real"')
     if VAL_AND_TEST == "real":
         if FORMAT == "png":
             raise UserError('VAL_AND_TEST=real: legal with FORMAT=png is "empty"')
@@ -81,14 +87,16 @@ def main():
         print(f"labels     {about_labels}")
         print(f"images     {n:,} to {out}")
         if FORMAT == "npz":
-            write_npz(dataset.file(hidden, name, size), generator, label_counts, n, saved, real)
+            write_npz(
+                dataset.DataFile(name, hidden, size).path, generator, label_counts, n, saved, real
+            )
         else:
             write_pngs(hidden, generator, label_counts, n, saved)
         about = describe(saved, folder, path, n, about_labels, real)
         (hidden / "ABOUT.txt").write_text(about, "utf-8", "backslashreplace")
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}")
     if FORMAT == "npz" and name not in dataset.NAMES:
-        print(f'to load it: numpy.load("{dataset.file(out, name, size)}")')
+        print(f'to load it: numpy.load("{dataset.DataFile(name, out, size).path}")')
     elif FORMAT == "npz" and name != "phantom":
         title = dataset.title(name)
         root = f'root="{out}"' if size == 28 else f'root="{out}", size={size}'
@@ -103,15 +111,15 @@ def load_real(saved):
     Raises UserError if they are missing or do not go with the synthetic ones, or if the file has
     changed since the training, so that images of the training could be among them.
     """
-    name, size, real = saved["settings"]["DATASET"], saved["settings"]["SIZE"], {}
-    _, _, path = runs.load_training_images(saved, DATA_DIR)
+    real, about = {}, runs.describe_data(saved)
+    _, _, data = runs.load_training_images(saved, DATA_DIR)
     for split in ("val", "test"):
-        about = runs.describe_data(saved)
-        images, labels, source = dataset.load(name, split, path.parent, size=size, trained_on=about)
-        dataset.check_channels(path, split, images, saved["channels"])
+        part = {"size": data.size, "trained_on": about}
+        images, labels, source = dataset.load(data.name, split, data.folder, **part)
+        dataset.check_channels(data, split, images, saved["channels"])
         if ((labels < 0) | (labels > 255)).any():  # the export holds bytes
             span = f"{labels.min()} to {labels.max()}, not 0 to 255"
-            raise UserError(f"{path} has {split}_labels from {span}. Use VAL_AND_TEST=empty.")
+            raise UserError(f"{data.path} has {split}_labels from {span}. Use VAL_AND_TEST=empty.")
         real[split] = images, labels, source
     return real
 
@@ -119,7 +127,7 @@ def load_real(saved):
 def choose_labels(saved, folder):
     """Return the label vectors to draw and their frequencies, and a description of them.
 
-    The first is a dict as dataset.count_labels returns. Raises UserError if the run was trained on
+    The first is a dict as count_labels returns. Raises UserError if the run was trained on
     no image that has one of LABELS, or if no image can have all of them.
     """
     seen, info = saved["label_counts"], saved["info"]
@@ -132,7 +140,7 @@ def choose_labels(saved, folder):
         return {}, "none, the run was trained without"
     if LABELS == _AS_TRAINED:
         return seen, f"as frequent and as combined as in {seen['counts'].sum():,} training images"
-    legal, multilabel = dataset.single_labels(info, seen), dataset.is_multilabel(info)
+    legal, multilabel = single_labels(info, seen), is_multilabel(info)
     given = [LABELS] if LABELS in legal else [label.strip() for label in LABELS.split("+")]
     for label in given:
         if label not in legal:
@@ -142,7 +150,7 @@ def choose_labels(saved, folder):
                 f"LABELS={LABELS}: no training image of {folder} has the label {label!r}. "
                 f"Legal are {quoted}{mix}"
             )
-    if len(given) > 1 and (not multilabel or dataset.NO_FINDING in given):
+    if len(given) > 1 and (not multilabel or NO_FINDING in given):
         raise UserError(f"LABELS={LABELS}: no image of {dataset.title(info)} can have all of them")
     row = torch.stack([legal[label] for label in given]).amax(dim=0)
     count = int(seen["counts"][(seen["rows"] == row).all(dim=1)].sum())
@@ -152,18 +160,18 @@ def choose_labels(saved, folder):
     return {"rows": row[None], "counts": torch.ones(1)}, description
 
 
-def draw_labels(label_counts, n):
+def label_chunks(label_counts, n):
     """Yield n label vectors, float (M, K), at most sampling.CHUNK at a time, the same each time."""
     random = torch.Generator().manual_seed(SEED + 2**31)  # not the seed of the latents
     for start in range(0, n, sampling.CHUNK):
-        yield dataset.draw_labels(label_counts, min(sampling.CHUNK, n - start), random)
+        yield draw_labels(label_counts, min(sampling.CHUNK, n - start), random)
 
 
 def draw_images(generator, label_counts, n):
     """Yield n images, uint8 (M, S, S) or (M, S, S, 3), with their M label vectors."""
     random = torch.Generator().manual_seed(SEED)
     with tqdm(total=n, unit=" images", disable=None) as bar:
-        for labels in draw_labels(label_counts, n):
+        for labels in label_chunks(label_counts, n):
             latents = torch.randn(len(labels), generator.latent_dim, generator=random)
             yield dataset.to_hwc(sampling.draw(generator, latents, labels)), labels
             bar.update(len(labels))
@@ -177,8 +185,8 @@ def write_npz(path, generator, label_counts, n, saved, real):
     info, size = saved["info"], saved["settings"]["SIZE"]
     shape = (size, size) if saved["channels"] == 1 else (size, size, 3)
     images = (chunk for chunk, _ in draw_images(generator, label_counts, n))
-    labels = (decode_labels(info, vectors) for vectors in draw_labels(label_counts, n))
-    columns = decode_labels(info, next(draw_labels(label_counts, 1))).shape[1]
+    labels = (as_in_files(info, vectors) for vectors in label_chunks(label_counts, n))
+    columns = as_in_files(info, next(label_chunks(label_counts, 1))).shape[1]
     with zipfile.ZipFile(path, "w") as archive:
         write_array(archive, "train_images", (n, *shape), images)
         write_array(archive, "train_labels", (n, columns), labels)
@@ -191,8 +199,8 @@ def write_npz(path, generator, label_counts, n, saved, real):
             write_array(archive, f"{split}_labels", labels.shape, [labels])
 
 
-def decode_labels(info, vectors):
-    return dataset.decode_labels(info, vectors).numpy()
+def as_in_files(info, vectors):
+    return decode_labels(info, vectors).numpy()
 
 
 def write_array(archive, name, shape, chunks):
@@ -210,7 +218,7 @@ def write_pngs(folder, generator, label_counts, n, saved):
     """Write 0000000.png ... and labels.csv: a row for each file, a column of 0 and 1 per label."""
     note = PngImagePlugin.PngInfo()
     note.add_text("Description", "synthetic image, shows no patient, not for clinical use")
-    names = dataset.label_names(saved["info"]) if label_counts else []
+    names = label_names(saved["info"]) if label_counts else []
     with open(folder / "labels.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", *names])
@@ -252,8 +260,8 @@ def describe(saved, folder, path, n, about_labels, real):
             )
     lines += [
         "",
-        "Do they give away who was trained on? An empirical check, not a guarantee, is in the",
-        'report, under "Who was in the training set?":',
+        "Do they reveal whose images were trained on? An empirical check, not a guarantee, is in",
+        'the report, under "Who was in the training set?":',
         f"  python generate_report.py --RUN_NAME={folder.name}",
         "Pass on images or generator_epoch_....pt, and keep checkpoint.pt: it holds the",
         "discriminator, to which every training image was shown again and again.",

@@ -17,26 +17,25 @@ if __name__ == "__main__":
     script.prepare()  # before torch, which takes seconds
 
 from datetime import timedelta
-from pathlib import Path
 from types import SimpleNamespace
 
-import jinja2
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import checkpoint, files, metrics, runs, sampling
+from common import checkpoint, files, membership, runs, sampling
 from common.data import dataset
+from common.data.labels import draw_labels
 from common.errors import UserError
 from report import detective, evaluation, play, plotting, sections
-from report.sections import Captions, Neighbours, Samples
+from report.context import Captions, Context, Neighbours, Samples, environment, fewer, fewer_tiles
 
 # --- Run ---
 RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
 MODELS_DIR = "models"  # where train_model.py keeps its runs
 DATA_DIR = ""  # folder of the .npz files; empty: the one the run was trained from
 IMAGES_DIR = "images"  # the report goes to IMAGES_DIR/RUN_NAME
-EPOCH = "last"  # the generator to show: "last", "best" (highest coverage) or the number of an epoch
+EPOCH = "last"  # the generator to show: "last", "best" (highest score) or the number of an epoch
 SEED = 0  # of the synthetic images and the choice of real ones [0 to 2147483647]
 
 # --- Sections of the page; one that is off draws no pictures ---
@@ -81,41 +80,40 @@ def main(constants):
     saved = checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT)
     snapshots = runs.find_snapshots(folder)
     captions = describe(saved, snapshots)
-    options = sections.fewer_tiles(SimpleNamespace(**constants), saved["settings"]["SIZE"])
-    images, labels, path = runs.load_training_images(saved, DATA_DIR)
+    options = fewer_tiles(SimpleNamespace(**constants), saved["settings"]["SIZE"])
+    images, labels, data = runs.load_training_images(saved, DATA_DIR)
     generator, grids = load_generators(saved, folder, snapshots, captions.epoch, options)
-    samples = draw_samples(images, labels, path, generator, saved, grids)
+    samples = draw_samples(images, labels, data, generator, saved, grids)
     neighbours = find_neighbours(samples) if NUMBERS or COPIES or FAILURES else None
 
-    # Draw the sections.
-    _lock = files.lock(out, doing="drawing", constant="IMAGES_DIR")  # while main runs
-    archive_other_run(out, saved["epoch"])
-    files.remove_leftovers(out)
-    by_label = BY_LABEL and saved["label_counts"]
-    networks = (generator, saved, folder / "checkpoint.pt", path)
+    # Draw the sections and write the page.
     page = {}
-    parts = {  # name: (wanted, function, what it needs)
-        "collage": (COLLAGE, sections.collage, (captions, samples)),
-        "blind_test": (BLIND_TEST, sections.blind_test, (captions, samples)),
-        "training": (TRAINING, sections.training, (captions, samples, saved)),
-        "by_label": (by_label, evaluation.by_label, (captions, samples, generator, saved)),
-        "numbers": (NUMBERS, evaluation.numbers, (captions, samples, neighbours, generator, saved)),
-        "detective": (DETECTIVE, detective.detective, (captions, samples, generator, saved)),
-        "diversity": (DIVERSITY, sections.diversity, (captions, samples)),
-        "copies": (COPIES, evaluation.copies, (captions, samples, neighbours, *networks[1:3])),
-        "latent_space": (LATENT_SPACE, sections.latent_space, (captions, generator, saved)),
-        "failures": (FAILURES, evaluation.failures, (captions, samples, neighbours)),
-        "play": (PLAY, play.play, (captions, samples, *networks, page)),
+    paths = {"checkpoint": folder / "checkpoint.pt", "data": data, "out": out}
+    inputs = {"generator": generator, "saved": saved, "options": options, "page": page}
+    context = Context(captions, samples, neighbours, **inputs, **paths)
+    parts = {  # name: (wanted, section)
+        "collage": (COLLAGE, sections.collage),
+        "blind_test": (BLIND_TEST, sections.blind_test),
+        "training": (TRAINING, sections.training),
+        "by_label": (BY_LABEL and saved["label_counts"], evaluation.by_label),
+        "numbers": (NUMBERS, evaluation.numbers),
+        "detective": (DETECTIVE, detective.detective),
+        "diversity": (DIVERSITY, sections.diversity),
+        "copies": (COPIES, evaluation.copies),
+        "latent_space": (LATENT_SPACE, sections.latent_space),
+        "failures": (FAILURES, evaluation.failures),
+        "play": (PLAY, play.play),
     }
-    for name, (wanted, draw_section, inputs) in tqdm(parts.items(), "drawing", disable=None):
-        if wanted:
-            page[name] = draw_section(*inputs, out, options)
-    if not grids:
-        print("no epoch is finished yet: the grids, the GIF and the losses have to wait")
-
-    # Write the synthetic images and the page.
-    write_synthetic(captions, samples, out)
-    write_page(page, captions, samples, saved, path, out / "report.html")
+    with files.lock(out, doing="drawing", constant="IMAGES_DIR"):
+        archive_other_run(out, saved["epoch"])
+        files.remove_leftovers(out)
+        for name, (wanted, section) in tqdm(parts.items(), "drawing", disable=None):
+            if wanted:
+                page[name] = section(context)
+        if not grids:
+            print("no epoch is finished yet: the grids, the GIF and the losses have to wait")
+        write_synthetic(context)
+        write_page(context)
 
 
 def describe(saved, snapshots):
@@ -128,7 +126,7 @@ def describe(saved, snapshots):
     if EPOCH != "last":
         epoch = runs.choose_epoch(EPOCH, snapshots, saved["history"])
         when = f"epoch {epoch} {of_epochs}"
-        best = "the one with the highest coverage"
+        best = "the one with the highest product of coverage and amplitude of detail"
         why = best if EPOCH == "best" else "the one that was asked for"
     elif saved["images_seen"] > 0:
         when = f"in epoch {saved['epoch'] + 1} {of_epochs}, unfinished"
@@ -149,20 +147,20 @@ def describe(saved, snapshots):
     )
 
 
-def load_held_out(path, name, like):
+def load_held_out(data, like):
     """Return at most N_EXAMINED images of the test or else the validation split, and its name.
 
     (None, "") if both are empty, as in a file of generate_images.py. Raises UserError if they are
     damaged or have other channels than `like`.
     """
     for split in ("test", "val"):
-        images, _ = dataset.read_split(path, split, name, True, like.shape[-1])
+        images, _ = dataset.read_split(data, split, may_be_empty=True)
         if len(images) > 0:
-            dataset.check_channels(path, split, images, like.shape[1])
+            dataset.check_channels(data, split, images, like.shape[1])
             random = torch.Generator().manual_seed(SEED)
             order = torch.randperm(len(images), generator=random)
             return images[order[:N_EXAMINED]], split
-    print(f"{path} has no test or validation images: nothing is compared with them")
+    print(f"{data.path} has no test or validation images: nothing is compared with them")
     return None, ""
 
 
@@ -189,17 +187,17 @@ def load_generators(saved, folder, snapshots, shown, options):
 def draw(generator, latents, label_counts):
     """Draw one image for each latent, with labels as frequent as among the training images."""
     random = torch.Generator().manual_seed(SEED)
-    labels = dataset.draw_labels(label_counts, len(latents), random)
+    labels = draw_labels(label_counts, len(latents), random)
     return sampling.draw(generator, latents, labels)
 
 
-def draw_samples(images, labels, path, generator, saved, grids):
+def draw_samples(images, labels, data, generator, saved, grids):
     """Return the Samples: the given images, held-out images of the file, and synthetic images."""
     random = torch.Generator().manual_seed(SEED)
     order = torch.randperm(len(images), generator=random)
     latents = torch.randn(N_SYNTHETIC, generator.latent_dim, generator=random)
     synthetic = draw(generator, latents, saved["label_counts"])
-    held_out, split = load_held_out(path, saved["settings"]["DATASET"], images)
+    held_out, split = load_held_out(data, images)
     return Samples(
         images=images,
         order=order,
@@ -216,8 +214,8 @@ def find_neighbours(samples):
     """Return the Neighbours of the samples."""
     train, held_out = samples.images, samples.held_out
     return Neighbours(
-        synthetic=metrics.nearest_image(samples.examined, train),
-        held_out=None if held_out is None else metrics.nearest_image(held_out, train),
+        synthetic=membership.nearest_image(samples.examined, train),
+        held_out=None if held_out is None else membership.nearest_image(held_out, train),
     )
 
 
@@ -230,14 +228,15 @@ def archive_other_run(out, epochs):
         print(f"{out} holds pictures of another run; it is now called {runs.archive(out)}")
 
 
-def write_synthetic(captions, samples, out):
+def write_synthetic(context):
     """Write the synthetic images for use elsewhere, and a contact sheet of the first of them."""
+    captions, samples, out = context.captions, context.samples, context.out
     path = out / "synthetic" / "synthetic.npz"
     with files.atomic_write(path) as file:
         np.savez_compressed(file, images=dataset.to_hwc(samples.synthetic))
     print(f"{path}: {len(samples.synthetic)} images")
     heading = f"{captions.name}\nsynthetic images, {captions.when}"
-    columns, rows = (sections.fewer(count, samples.images.shape[-1]) for count in (40, 25))
+    columns, rows = (fewer(count, context.size) for count in (40, 25))
     sheet = [("", plotting.tile(samples.synthetic[: columns * rows], columns))]
     path = out / "synthetic" / "contact_sheet.png"
     plotting.write_png(path, plotting.compose(heading, sheet, columns=1, scale=1))
@@ -249,27 +248,25 @@ def digits(number):
     return f"{number:,.0f}" if size >= 100 else f"{number:#.3g}" if size >= 0.1 else f"{number:.4f}"
 
 
-def write_page(page, captions, samples, saved, data_path, path):
+def write_page(context):
     """Fill the template: one file that contains all pictures and needs no network."""
+    saved, path = context.saved, context.out / "report.html"
     trained, history = saved["settings"], saved["history"]
     name = trained["DATASET"]
     speeds = [row["images_per_second"] for row in history if "images_per_second" in row]
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["digits"] = digits
-    template = (Path(__file__).parent / "report" / "report.html.jinja").read_text(encoding="utf-8")
-    html = environment.from_string(template).render(
-        page,
-        parts=page.keys(),
-        captions=captions,
-        samples=samples,
+    jinja = environment()
+    jinja.filters["digits"] = digits
+    html = jinja.get_template("report.html.jinja").render(
+        context.page,
+        parts=context.page.keys(),
+        captions=context.captions,
+        samples=context.samples,
         saved=saved,
         trained=trained,
         info=saved["info"],
         own=name not in dataset.NAMES,
-        source=f"{data_path.name}, {dataset.provenance(name, data_path, trained['SIZE'])}",
-        is_official=dataset.is_official(name, data_path, trained["SIZE"]),
+        source=f"{context.data.path.name}, {dataset.provenance(context.data)}",
+        is_official=dataset.is_official(context.data),
         settings={key: value for key, value in trained.items() if key not in HIDDEN},
         seconds=timedelta(seconds=round(sum(row.get("seconds", 0) for row in history))),
         speed=sum(speeds) / len(speeds) if speeds else None,

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from common import checkpoint, distributed, files, hardware, log, metrics, runs, sampling
 from common.data import dataset
+from common.data.labels import count_labels, encode_labels
 from common.ema import update_bn, update_ema
 from common.errors import UserError
 from common.schema import Model, Progress, Run
@@ -71,9 +72,10 @@ MAY_CHANGE |= {"CHECKPOINT_MINUTES", "SNAPSHOT_EPOCHS", "RESUME"}
 def main(constants):
     """Check the settings, start a run or resume it, and train it to its last epoch."""
     global DTYPE  # where it is "auto", it becomes what this run computes in
-    constants["DATASET"] = name = dataset.check_name(DATASET, SIZE)  # no checkpoint holds the path
+    data = dataset.DataFile(dataset.check_name(DATASET, SIZE), DATA_DIR, SIZE)
+    constants["DATASET"] = data.name  # no checkpoint holds the path
     device = hardware.choose_device(DEVICE)
-    run_name = RUN_NAME or dataset.sized(name, SIZE)
+    run_name = RUN_NAME or dataset.sized(data.name, SIZE)
     folder, pictures = (runs.run_folder(parent, run_name) for parent in (MODELS_DIR, IMAGES_DIR))
     with distributed.lock(folder):
         saved = None
@@ -87,9 +89,9 @@ def main(constants):
             return
         dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
         constants["DTYPE"] = DTYPE = hardware.choose_dtype(dtype, device)
-        images, labels, source, info = load_data()
+        images, labels, source, info = load_data(data)
         torch.manual_seed(SEED)
-        run, progress, model = new_run(images, labels, info, device, constants, saved)
+        run, progress, model = new_run(images, labels, data, info, device, constants, saved)
         reference = fit_reference(images) if distributed.is_first() else None
         if saved:
             run = checkpoint.resume(saved, run, progress, model, folder / "checkpoint.pt")
@@ -105,13 +107,16 @@ def main(constants):
         print(f"{folder} is finished, after epoch {EPOCHS}. Now run: python generate_report.py")
 
 
-def load_data():
-    """Return the training images, uint8 (N, C, S, S), label vectors, source and find_info's."""
+def load_data(data):
+    """Return the training images, uint8 (N, C, S, S), label vectors, source and find_info's.
+
+    data: the dataset.DataFile that holds them, or will.
+    """
     with distributed.rank0_first():  # it makes the file that the others then read
         part = {"fraction": TRAIN_FRACTION, "seed": SEED, "size": SIZE}
         images, labels, source = dataset.load(DATASET, "train", DATA_DIR, **part)
-    info = dataset.find_info(DATASET, DATA_DIR, SIZE)
-    labels = dataset.encode_labels(info, labels) if CONDITIONAL else labels[:, :0].float()
+    info = dataset.find_info(data)
+    labels = encode_labels(info, labels) if CONDITIONAL else labels[:, :0].float()
     if len(images) < 2:
         raise UserError(f"TRAIN_FRACTION={TRAIN_FRACTION} leaves 1 image of {source}: 2 are needed")
     if len(images) < BATCH_SIZE:
@@ -122,7 +127,7 @@ def load_data():
     return images, labels, source, info
 
 
-def new_run(images, labels, info, device, constants, saved):
+def new_run(images, labels, data, info, device, constants, saved):
     """Return a run, its progress and its model as they are before the first step.
 
     constants: what the checkpoints say of them; saved: the checkpoint to resume, or None.
@@ -135,13 +140,13 @@ def new_run(images, labels, info, device, constants, saved):
     run = Run(
         settings=constants,
         channels=images.shape[1],
-        label_counts=dataset.count_labels(labels),
+        label_counts=count_labels(labels),
         data_sha256=dataset.sha256(images, labels),
         fixed_latents=torch.randn(64, LATENT_DIM),
         model_args=model_args,
         recipe=runs.describe_recipe(model, functions),
         machine=hardware.machine(device),
-        data_official=dataset.is_official(DATASET, dataset.file(DATA_DIR, DATASET, SIZE), SIZE),
+        data_official=dataset.is_official(data),
         info=info,
     )
     progress = Progress(

@@ -30,7 +30,17 @@ import compare
 
 import dcgan
 import train_model
-from common import checkpoint, detective, files, log, metrics, sampling, settings
+from common import (
+    checkpoint,
+    detective,
+    files,
+    log,
+    membership,
+    metrics,
+    sampling,
+    settings,
+    spectrum,
+)
 from common.data import dataset
 from common.errors import UserError
 
@@ -182,8 +192,8 @@ def measure(source):
         # Without these, each of which would be a copy of itself.
         train_images = images[~torch.isin(torch.arange(len(images)), rest)]
     numbers = metrics.evaluate(metrics.fit_reference(images, real), ours)
-    numbers["fine_detail"] = metrics.fine_detail(real, ours)[28]
-    numbers["memorised"] = metrics.memorisation(ours, train_images, held_out)["share"]
+    numbers["fine_detail"] = spectrum.fine_detail(real, ours)[28]
+    numbers["memorised"] = membership.memorisation(ours, train_images, held_out)["share"]
     rows = detective.detective(real, ours)
     for key, (pixels, few) in DETECTIVES.items():
         of_size = [row for row in rows if row["pixels"] == pixels]

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare
 
 import train_model
-from common import checkpoint, detective, files, metrics, runs, sampling, settings
+from common import checkpoint, detective, files, metrics, runs, sampling, settings, spectrum
 from common.data import dataset, phantom
+from common.data.dataset import DataFile
 
 # --- Training ---
 N_TRAIN = 78468  # phantoms to train on; ChestMNIST has as many images [1000 to 1000000]
@@ -46,7 +47,7 @@ def main():
     arguments |= {"SEED": SEED, "SNAPSHOT_EPOCHS": EVALUATE_EPOCHS}
     arguments = [f"--{name}={value}" for name, value in arguments.items()]
     train_model.main(settings.override(vars(train_model), arguments))
-    print_table(evaluate(out / "models" / f"seed-{SEED}", data))
+    print_table(evaluate(out / "models" / f"seed-{SEED}", DataFile("phantom", data.parent)))
 
 
 def draw_phantoms(path):
@@ -62,9 +63,9 @@ def draw_phantoms(path):
 
 def evaluate(folder, data):
     """Return a row for each snapshot and, as the last, one of other held-out phantoms."""
-    held_out, _ = dataset.read_split(data, "test", "phantom")
+    held_out, _ = dataset.read_split(data, "test")
     real, other = held_out[:N_IMAGES], held_out[N_IMAGES:]
-    train_images, _ = dataset.read_split(data, "train", "phantom")
+    train_images, _ = dataset.read_split(data, "train")
     reference = metrics.fit_reference(train_images, real)
     history = checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT)["history"]
     history = {row["epoch"]: row for row in history}
@@ -77,7 +78,7 @@ def evaluate(folder, data):
             if path:
                 images = sampling.sample(checkpoint.load_generator(path), {}, N_IMAGES, seed=1)
             row = metrics.evaluate(reference, images)
-            row["fine detail"] = list(metrics.fine_detail(real, images).values())
+            row["fine detail"] = list(spectrum.fine_detail(real, images).values())
             row["detective"] = [
                 [found["pixels"], found["trained_on"], found["accuracy"]]
                 for found in detective.detective(real, images)

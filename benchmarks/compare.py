@@ -105,7 +105,7 @@ def main():
         )
     import torch
 
-    from common import hardware, metrics, runs
+    from common import hardware, membership, metrics, runs, spectrum
     from common.data import dataset
 
     device = hardware.choose_device(DEVICE)
@@ -135,8 +135,8 @@ def main():
 
     def slow_metrics(synthetic, train):
         """Those that take too long to compute after each turn."""
-        fine = metrics.fine_detail(real, synthetic, SEED)
-        return {"fine_detail": fine[28]} | metrics.memorisation(synthetic, train, held_out)
+        fine = spectrum.fine_detail(real, synthetic, SEED)
+        return {"fine_detail": fine[28]} | membership.memorisation(synthetic, train, held_out)
 
     for name, turns in rows.items():
         turns[-1] |= slow_metrics(last[name], images)

@@ -303,8 +303,8 @@ def resume(saved, run, progress, model, path):
     """
     folder = path.parent
     if saved["data_sha256"] != run.data_sha256:
-        name = run.settings["DATASET"]
-        data = dataset.file(run.settings["DATA_DIR"], name, run.settings["SIZE"])
+        name, folder, size = (run.settings[key] for key in ("DATASET", "DATA_DIR", "SIZE"))
+        data = dataset.DataFile(name, folder, size).path
         old = "the old file" if name in dataset.NAMES else "the old images"
         raise UserError(
             f"{data} does not hold the images and labels that {folder} "

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common import membership
+
 # (pixels a side, training images of each kind, steps of Adam); None: all there are. With few images
 # the accuracy does not reach 1.00 at once, so that generators can be told apart. Of larger images
 # 28 stands for their own size, and 14 and 7 for 16 and 8 where they are multiples of 32.
@@ -110,8 +112,7 @@ def test(network, real, synthetic):
     real, synthetic = logits(network, real), logits(network, synthetic)
     right, n = int((real <= 0).sum() + (synthetic > 0).sum()), len(real) + len(synthetic)
     low, high = wilson_interval(right, n)
-    gaps = synthetic[:, None] - real
-    auc = float((gaps > 0).double().mean() + (gaps == 0).double().mean() / 2)
+    auc = membership.roc_auc(synthetic, real)["auc"]
     return {"accuracy": right / n, "low": low, "high": high, "auc": auc}
 
 

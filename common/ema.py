@@ -3,7 +3,7 @@
 import torch
 
 from common import hardware
-from common.data import dataset
+from common.data.labels import draw_labels
 
 
 @torch.no_grad()
@@ -26,11 +26,11 @@ def update_bn(generator_ema, label_counts, seed, dtype):
 
     Those of the trained generator do not fit the averaged weights and make images too much alike
     (Izmailov et al. 2018, section 3.2; torch.optim.swa_utils.update_bn does the same from a
-    DataLoader). label_counts: as dataset.count_labels returns; dtype: "float32" or "bfloat16".
+    DataLoader). label_counts: as count_labels returns; dtype: "float32" or "bfloat16".
     """
     random = torch.Generator().manual_seed(seed)
     latents = torch.randn(640, generator_ema.latent_dim, generator=random)
-    labels = dataset.draw_labels(label_counts, len(latents), random)
+    labels = draw_labels(label_counts, len(latents), random)
     norms = [layer for layer in generator_ema.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()

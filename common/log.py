@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from common import distributed, hardware, metrics, spectrum
 from common.data import dataset
+from common.data.labels import label_names
 
 STATISTICS = ["loss_discriminator", "loss_generator", "d_real", "d_fake"]
 COLLAPSE = (
@@ -26,7 +27,7 @@ def print_summary(run, progress, model, source, folder, pictures, reference):
     steps, size = n // settings["BATCH_SIZE"], settings["SIZE"]
     print(f"images     {n:,} of {size}x{size}x{run.channels}, {steps} steps per epoch")
     if settings["CONDITIONAL"]:
-        print(f"labels     {', '.join(dataset.label_names(run.info))}")
+        print(f"labels     {', '.join(label_names(run.info))}")
     print(f"device     {hardware.describe(progress.permutation.device)}")
     print(f"dtype      {settings['DTYPE']}")
     print(f"weights    {', '.join(counts)}")
@@ -117,8 +118,8 @@ def warnings(row):
         waves, low = name.split("_")
         what = "horizontal stripes" if waves == "vertical" else "detail"
         lines.append(
-            f"synthetic images are too smooth: from 0.{low} cycles per pixel on, {what} has "
-            f"{ratio:.2f} of the amplitude in real images. Try more EPOCHS or, in a new run, a "
+            f"synthetic images are too smooth: at {spectrum.band_text(low)} cycles per pixel, "
+            f"{what} has {ratio:.2f} of the amplitude in real images. Try more EPOCHS or, in a new run, a "
             "lower EMA_HALF_LIFE."
         )
     return lines

@@ -1,4 +1,4 @@
-"""Metrics of synthetic images: fidelity, diversity, fine detail and memorisation.
+"""Metrics of synthetic images: fidelity and diversity.
 
 Pure functions on tensors; those that draw random numbers take a seed and do not touch the global
 RNG state. Features are the coordinates of the pixels along the principal components of the real
@@ -8,16 +8,13 @@ Features and distances are those of images averaged to 28 or 32 pixels a side (`
 """
 
 import torch
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import avg_pool2d
 
-from common.spectrum import band_amplitudes, band_ratios, worst_band
+from common.spectrum import band_amplitudes, band_ratios, check_images, worst_band
 
 CHUNK = 1024  # rows of a distance or kernel matrix held in memory at once
 MIN_IMAGES = 20  # with fewer no metric is computed: five neighbours would be a quarter of them
 K = 5  # nearest neighbours, as in Naeem et al. 2020
-PATCH = 7  # height and width in pixels, as in Karras et al. 2018
-PATCHES = 16  # random positions per image and pyramid level
-DIRECTIONS = 128  # random projections of the patches
 
 
 def split_real(images, n, seed=0):
@@ -184,93 +181,6 @@ def coverage(real, synthetic, radii=None, k=K):
     return float(in_knn_ball(real, synthetic, radii, k).any(1).double().mean())
 
 
-def fine_detail(real, synthetic, seed=0):
-    """Return the sliced Wasserstein distance of small patches at all scales, times 1000.
-
-    Formula: mean over unit vectors u of mean |sort(P u) - sort(Q u)|, P and Q being 7x7 patches of
-    one level of a Laplacian pyramid, scaled to mean 0 and variance 1 over each set and channel: 16
-    random ones per image, and one at 7 pixels, where only one fits. The scaling removes the
-    amplitude of the detail and keeps its shape. Shapes: two uint8 (N, C, S, S) -> {28: a, 14: b,
-    7: c}, keyed by the pixels of a level; of 64 pixels {64: a, 32: b, 16: c, 8: d}. Range:
-    [0, inf). Lower is better; it falls as N grows, so compare with real vs real at the same N.
-    Source: Karras et al. 2018, section 5.
-    """
-    check_images(real)
-    check_images(synthetic)
-    if real.shape != synthetic.shape:
-        shapes = f"{(*real.shape,)} and {(*synthetic.shape,)}"
-        raise ValueError(f"two sets of one shape are needed, not {shapes}")
-    generator = torch.Generator().manual_seed(seed)
-    levels = zip(pyramid(real), pyramid(synthetic), strict=True)
-    return {a.shape[-1]: 1000 * sliced_wasserstein(a, b, generator) for a, b in levels}
-
-
-def memorisation(synthetic, train, held_out):
-    """Return how close synthetic images are to training images, relative to held-out real ones.
-
-    Formula: d(x) = min over t in train of |x - t|, as in `nearest_image`. ratio = median
-    d(synthetic) / median d(held_out); share = that of synthetic images whose d is at most the 1st
-    percentile of d(held_out). Shapes: uint8 (M, C, S, S), (N, ...), (H, ...) -> {"ratio": a,
-    "share": b}. Range: [0, inf), [0, 1]. ratio: closer to 1 is better, 0 means copies, far above 1
-    means images unlike any real one. share: lower is better, 0.01 is that of held-out images.
-    Source: ours, after the three-sample test of Meehan et al. 2020.
-    """
-    for images in (synthetic, train, held_out):
-        check_images(images)
-    synthetic_distances, _ = nearest_image(synthetic, train)
-    held_out_distances, _ = nearest_image(held_out, train)
-    return memorisation_scores(synthetic_distances, held_out_distances)
-
-
-def memorisation_scores(synthetic_distances, held_out_distances):
-    """Return {"ratio": a, "share": b} as `memorisation` does, from distances already known.
-
-    Distances to the nearest training image, as `nearest_image` returns: double (M,), (H,).
-    """
-    median = held_out_distances.quantile(0.5)
-    if median == 0:
-        raise ValueError("the ratio needs held-out images that are not training images")
-    share = (synthetic_distances <= held_out_distances.quantile(0.01)).double().mean()
-    return {"ratio": float(synthetic_distances.quantile(0.5) / median), "share": float(share)}
-
-
-def nearest_image(images, train):
-    """Return each image's distance to its nearest training image, and the index of that one.
-
-    Formula: min over t in train of |x - t|, in grey levels over all pixels of images that `shrink`
-    returns. Shapes: uint8 (M, C, S, S), (N, ...) -> double (M,), indices (M,), the lowest of
-    equals. Range: [0, 255 sqrt(D)]; neither higher nor lower is better. Source: ours.
-    """
-    nearest, indices = [], []
-    for rows in shrink(images).flatten(1).double().split(CHUNK):
-        best = torch.full((len(rows),), torch.inf, dtype=torch.double, device=rows.device)
-        index = torch.zeros_like(best, dtype=torch.long)
-        for start in range(0, len(train), 4 * CHUNK):
-            y = shrink(train[start : start + 4 * CHUNK]).flatten(1).double()
-            minima, argmin = square_distances(rows, y).min(1)
-            index = torch.where(minima < best, start + argmin, index)
-            best = best.minimum(minima)
-        nearest.append(best.sqrt())
-        indices.append(index)
-    return torch.cat(nearest), torch.cat(indices)
-
-
-def closest_pairs(images, count):
-    """Return the distances of the closest pairs of images, and the indices of these images.
-
-    Formula: the smallest |x_i - x_j|, i < j, ascending, as in `nearest_image`. Shapes: uint8
-    (N, C, S, S), N > 1 -> double (P,), indices (P, 2), P = count or all N (N - 1) / 2
-    pairs. Range: [0, 255 sqrt(D)]; 0 means the same image twice. Memory grows with N^2. Source:
-    ours.
-    """
-    check_images(images)
-    pixels = shrink(images).flatten(1).double()
-    first, second = torch.triu_indices(len(images), len(images), offset=1, device=images.device)
-    squares = square_distances(pixels, pixels)[first, second]
-    closest, order = squares.topk(min(count, len(squares)), largest=False)
-    return closest.sqrt(), torch.stack([first, second], 1)[order]
-
-
 def gaussian_reference(images, n, seed=0):
     """Return n images from the Gaussian with the mean and covariance of the given images.
 
@@ -364,13 +274,6 @@ def coverage_of_label(reference, real, synthetic, seed=0):
     return {"n": n, "coverage": coverage(real, ours), "real_vs_real": coverage(real, other)}
 
 
-def check_images(images):
-    height, width = images.shape[2:] if images.ndim == 4 else (0, 0)
-    if images.dtype != torch.uint8 or height != width or width < 28 or len(images) == 0:
-        got = f"{images.dtype} {(*images.shape,)}"
-        raise ValueError(f"uint8 images (N, C, S, S), N > 0 and S >= 28, are needed, not {got}")
-
-
 def check_features(a, b, at_least=1):
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         shapes = f"{(*a.shape,)} and {(*b.shape,)}"
@@ -401,11 +304,6 @@ def in_knn_ball(centres, points, radii, k):
     return torch.cat([distances(some, points) <= limits for some, limits in rows])
 
 
-def square_distances(a, b):
-    """Return |a_i - b_j|^2 of pixels in double, which holds these sums of integers exactly."""
-    return a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
-
-
 def pixel_moments(images):
     """Return the mean and the covariance of pixels in grey levels: double (D,), (D, D)."""
     total, products = 0, 0
@@ -414,45 +312,3 @@ def pixel_moments(images):
         total, products = total + x.sum(0), products + x.T @ x
     mean = total / len(images)
     return mean, (products - len(images) * mean.outer(mean)) / max(1, len(images) - 1)
-
-
-def pyramid(images):
-    """Return the Laplacian pyramid of images: the detail at 28 and 14 pixels, the rest at 7.
-
-    Of 64 and 128 pixels the rest is at 8, of 224 at 7.
-    """
-    binomial = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=images.device) / 16
-
-    def smooth(x):  # much faster than conv2d on single channels
-        x = pad(x, (2, 2, 2, 2), mode="reflect")
-        return x.unfold(2, 5, 1).matmul(binomial).unfold(3, 5, 1).matmul(binomial)
-
-    levels, image = [], images.float()
-    while image.shape[-1] >= 2 * PATCH:
-        coarse = smooth(image)[:, :, ::2, ::2]
-        upsampled = torch.zeros_like(image)
-        upsampled[:, :, ::2, ::2] = 4 * coarse  # three pixels in four stay 0: keep the mean
-        levels.append(image - smooth(upsampled))
-        image = coarse
-    return [*levels, image]
-
-
-def sliced_wasserstein(a, b, generator):
-    """Return the sliced Wasserstein distance between scaled random patches of two sets."""
-    positions = a.shape[-1] - PATCH + 1
-    count = PATCHES if positions > 1 else 1
-    # The same positions in both sets: the distance of a set to itself is then exactly 0.
-    top, left = torch.randint(positions, (2, len(a), count), generator=generator).to(a.device)
-    image = torch.arange(len(a), device=a.device)[:, None]
-
-    def patches(x):
-        x = x.unfold(2, PATCH, 1).unfold(3, PATCH, 1)[image, :, top, left].flatten(0, 1)
-        x = x - x.mean((0, 2, 3), keepdim=True)
-        x = x / x.square().mean((0, 2, 3), keepdim=True).sqrt().clamp(min=1e-6)
-        return x.flatten(1).T
-
-    a, b = patches(a), patches(b)
-    directions = torch.randn(DIRECTIONS, len(a), generator=generator).to(a.device)
-    directions = directions / directions.norm(dim=1, keepdim=True)
-    gaps = [((u @ a).sort()[0] - (u @ b).sort()[0]).abs().mean(1) for u in directions.split(64)]
-    return float(torch.cat(gaps).mean())

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from common import errors, files, metrics
 from common.data import dataset
+from common.data.dataset import DataFile
+from common.data.labels import encode_labels
 from common.errors import UserError, printable
 from common.schema import NAME
 
@@ -87,7 +89,7 @@ def describe_data(saved):
 
 
 def load_training_images(saved, data_dir):
-    """Return the images that a run was trained on, their label vectors or None, and their file.
+    """Return the images a run was trained on, their label vectors or None, and their DataFile.
 
     data_dir: the folder of that file; empty: the one the run was trained from. Raises UserError if
     they are no longer there; nothing is downloaded or drawn.
@@ -97,13 +99,13 @@ def load_training_images(saved, data_dir):
     name, fraction, seed = trained["DATASET"], trained["TRAIN_FRACTION"], trained["SEED"]
     part = {"fraction": fraction, "seed": seed, "size": trained["SIZE"]}
     images, labels, source = dataset.load(name, "train", folder, trained_on=trained_on, **part)
-    labels = dataset.encode_labels(saved["info"], labels) if trained["CONDITIONAL"] else None
+    labels = encode_labels(saved["info"], labels) if trained["CONDITIONAL"] else None
     if dataset.sha256(images, labels) != saved["data_sha256"]:
         raise UserError(
             f"{source}: these are not the images that the run was trained on. {trained_on}; give "
             "the folder of that file as --DATA_DIR"
         )
-    return images, labels, dataset.file(folder, name, trained["SIZE"])
+    return images, labels, DataFile(name, folder, trained["SIZE"])
 
 
 def describe_recipe(model, functions):

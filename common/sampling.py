@@ -3,7 +3,8 @@
 import torch
 
 from common import hardware
-from common.data.dataset import draw_labels, to_pixels
+from common.data.dataset import to_pixels
+from common.data.labels import draw_labels
 from common.errors import UserError
 
 CHUNK = 500  # images of 28x28 drawn at once; the last bit of a pixel may depend on it
@@ -40,7 +41,7 @@ def check_drawn(images):
 def sample(generator, label_counts, n, seed, dtype="float32"):
     """Draw n images, uint8 (n, C, S, S) on the CPU, from latents that the seed determines.
 
-    label_counts: as dataset.count_labels returns; labels are as frequent together as there.
+    label_counts: as count_labels returns; labels are as frequent together as there.
     dtype: of the convolutions, "float32" or "bfloat16".
     """
     random = torch.Generator().manual_seed(seed)

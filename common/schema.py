@@ -15,6 +15,7 @@ import torch
 
 from common import spectrum
 from common.data import dataset
+from common.data.labels import label_names
 from common.validate import ByType, Integer, ListOf, Number, OneOf, Table, Tensor, Text, describe
 
 FORMAT = 1  # of checkpoints; another one is refused
@@ -132,7 +133,7 @@ SNAPSHOT = Table({key: RULES[key] for key in (*KEPT, "data_official", "info")})
 def relations(saved):
     """Yield (whether it holds, field, what is wrong if not) for what must fit together."""
     settings, label_counts, info = (saved[key] for key in ("settings", "label_counts", "info"))
-    name, names = settings["DATASET"], dataset.label_names(info)
+    name, names = settings["DATASET"], label_names(info)
     if name not in dataset.NAMES:
         own = info["python_class"] == name and NAME.fullmatch(name)
         known = f"known are {', '.join(dataset.NAMES)}"

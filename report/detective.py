@@ -5,17 +5,18 @@ import torch
 from common import detective as test
 from common import metrics, sampling, spectrum
 from report import plotting
-from report.sections import EXAMPLES, fewer
+from report.context import EXAMPLES, fewer
 
 
-def detective(captions, samples, generator, saved, out, options):
+def detective(context):
     """How often a new CNN is right, what it is right and wrong about, and where it looks."""
+    captions, out, options = context.captions, context.out, context.options
     seed, scale = options.SEED, options.SCALE
-    halves = metrics.split_real(samples.images, options.N_DETECTIVE, seed)
+    halves = metrics.split_real(context.samples.images, options.N_DETECTIVE, seed)
     if halves is None or len(halves[0]) < test.MIN_IMAGES:
         return {}
     real, other_real = halves
-    synthetic = sampling.sample(generator, saved["label_counts"], len(real), seed)
+    synthetic = sampling.sample(context.generator, context.saved["label_counts"], len(real), seed)
     rows = test.detective(real, synthetic, seed)
     reference = test.detective(real, other_real, seed)
     page = {"n": len(real), "rows": list(zip(rows, reference, strict=True))}

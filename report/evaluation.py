@@ -1,16 +1,13 @@
-"""The numbers of the report: all metrics, the labels, near-copies and failures.
-
-Each section takes and returns what those in sections.py do.
-"""
+"""The numbers of the report: all metrics, the labels, near-copies and failures."""
 
 import numpy as np
 import torch
 
-from common import checkpoint, membership, metrics, sampling
-from common.data import dataset
+from common import checkpoint, membership, metrics, sampling, spectrum
+from common.data.labels import has_labels, single_labels
 from common.errors import UserError
 from report import plotting
-from report.sections import EXAMPLES, fewer, per_pixel
+from report.context import EXAMPLES, fewer, per_pixel
 
 LABEL_IMAGES = 1000  # synthetic images of each label
 METRIC_IMAGES = 1000  # for a run that was trained with METRIC_IMAGES=0
@@ -40,6 +37,12 @@ METRICS = {
         "lower",
         "distance between small patches at full resolution: edges and noise",
     ),
+    "bands": (
+        "Amplitude of {}, {} cycles per pixel",
+        "near 1",
+        "of synthetic images, over that of real ones: below 1 detail is missing, above 1 there is "
+        "too much of it",
+    ),
     "ratio": (
         "Memorisation ratio",
         "near 1",
@@ -58,9 +61,18 @@ COARSER = ("half", "a quarter of", "an eighth of", "a sixteenth of", "a thirty-s
 
 
 def describe_metrics(levels):
-    """Return METRICS with fine detail at each level of the pyramid, in pixels, the finest first."""
+    """Return METRICS with fine detail at each level of the pyramid, in pixels, the finest first.
+
+    And with the amplitude in each of spectrum.RATIOS.
+    """
     described = {}
     for key, (name, better, meaning) in METRICS.items():
+        if key == "bands":
+            for ratio in spectrum.RATIOS:
+                waves, low = ratio.split("_")
+                kind = "horizontal stripes" if waves == "vertical" else "all detail"
+                described[ratio] = name.format(kind, spectrum.band_text(low)), better, meaning
+            continue
         if key != "detail":
             described[key] = name, better, meaning
             continue
@@ -71,18 +83,20 @@ def describe_metrics(levels):
     return described
 
 
-def by_label(captions, samples, generator, saved, out, options):
+def by_label(context):
     """Synthetic images of each label beside real ones, and how well they cover the real ones."""
+    captions, samples = context.captions, context.samples
+    generator, saved = context.generator, context.saved
     seed = saved["settings"]["SEED"]
-    random = torch.Generator().manual_seed(options.SEED)
+    random = torch.Generator().manual_seed(context.options.SEED)
     latents = torch.randn(LABEL_IMAGES, generator.latent_dim, generator=random)
     sets = metrics.split_real(samples.images, LABEL_IMAGES, seed)
     reference = metrics.fit_reference(samples.images, sets[0], seed) if sets else None
     cells, table = [], {}
-    examples = fewer(EXAMPLES, samples.images.shape[-1], least=4)
-    for label, vector in dataset.single_labels(saved["info"], saved["label_counts"]).items():
+    examples = fewer(EXAMPLES, context.size, least=4)
+    for label, vector in single_labels(saved["info"], saved["label_counts"]).items():
         synthetic = sampling.draw(generator, latents, vector.float().expand(len(latents), -1))
-        places = dataset.has_labels(samples.shuffled_labels, vector).nonzero().flatten()
+        places = has_labels(samples.shuffled_labels, vector).nonzero().flatten()
         real = samples.shuffled(places[: 2 * LABEL_IMAGES])  # all of them may not fit into memory
         row = torch.full_like(synthetic[:examples], 255)  # white where there are too few real ones
         row[: len(real)] = real[:examples]
@@ -94,30 +108,31 @@ def by_label(captions, samples, generator, saved, out, options):
     heading = f"{captions.about}\neach label from the same latents, one a column"
     alt = f"for each label a row of synthetic images and one of {captions.originals}, "
     alt += captions.about
-    path = out / "labels.png"
-    picture = plotting.save_tiles(path, heading, cells, 2, options.SCALE, alt)
+    path = context.out / "labels.png"
+    picture = plotting.save_tiles(path, heading, cells, 2, context.options.SCALE, alt)
     return {"picture": picture, "table": table, "k": metrics.K}
 
 
-def numbers(captions, samples, neighbours, generator, saved, out, options):
+def numbers(context):
     """The metrics over the epochs, and a table of all metrics for the state that is shown."""
-    size = samples.images.shape[-1]
+    captions, samples, size = context.captions, context.samples, context.size
     page = {"k": metrics.K, "size": size, "finest": f"detail_{size}"}
     page["shrunk"] = metrics.shrink(samples.images[:1]).shape[-1]
-    page |= evaluate_all(captions, samples, neighbours, generator, saved)
-    measured = [row for row in saved["history"] if "coverage" in row]
+    page |= evaluate_all(context)
+    measured = [row for row in context.saved["history"] if "coverage" in row]
     if measured and "table" in page:
         page["curves"] = plotting.save_curves(
-            out / "metrics",
+            context.out / "metrics",
             lambda: draw_metrics(measured, page["table"], page["n"], captions),
-            f"Precision, recall, coverage and Frechet distance over the epochs, {captions.name}",
+            "Precision, recall, coverage, Frechet distance and amplitude of detail by epoch, "
+            + captions.name,
         )
-        best = max(measured, key=lambda row: row["coverage"])
+        best = max(measured, key=metrics.score)
         page |= {"best": best["epoch"], "best_coverage": best["coverage"]}
     return page
 
 
-def evaluate_all(captions, samples, neighbours, generator, saved):
+def evaluate_all(context):
     """Compare n synthetic, n other real and n Gaussian images with n real ones by all metrics.
 
     The images are those that train_model.py evaluates after an epoch, so the synthetic column
@@ -125,7 +140,8 @@ def evaluate_all(captions, samples, neighbours, generator, saved):
     {metric: number}}, "metrics": as describe_metrics returns}, or {} if there are too few different
     real images.
     """
-    settings = saved["settings"]
+    samples, neighbours, saved = context.samples, context.neighbours, context.saved
+    generator, settings = context.generator, saved["settings"]
     seed, n = settings["SEED"], settings.get("METRIC_IMAGES") or METRIC_IMAGES
     halves = metrics.split_real(samples.images, n, seed)
     if halves is None:
@@ -145,16 +161,16 @@ def evaluate_all(captions, samples, neighbours, generator, saved):
         pair = reference["features"], features
         table[name]["density"] = metrics.density(*pair, reference["radii"])
         table[name]["kernel"] = metrics.kernel_distance(*pair)
-        detail = metrics.fine_detail(real, images, seed)
+        detail = spectrum.fine_detail(real, images, seed)
         table[name] |= {f"detail_{pixels}": distance for pixels, distance in detail.items()}
     if can_show_copies(neighbours):
         held_out, _ = neighbours.held_out
-        gaussian, _ = metrics.nearest_image(sets["gaussian"], samples.images)
-        table["synthetic"] |= metrics.memorisation_scores(neighbours.synthetic[0], held_out)
-        table["real_vs_real"] |= metrics.memorisation_scores(held_out, held_out)
-        table["gaussian"] |= metrics.memorisation_scores(gaussian, held_out)
+        gaussian, _ = membership.nearest_image(sets["gaussian"], samples.images)
+        table["synthetic"] |= membership.memorisation_scores(neighbours.synthetic[0], held_out)
+        table["real_vs_real"] |= membership.memorisation_scores(held_out, held_out)
+        table["gaussian"] |= membership.memorisation_scores(gaussian, held_out)
     # On other hardware than that of the training the last digits can differ: show what was logged.
-    logged = next((row for row in saved["history"] if row["epoch"] == captions.epoch), {})
+    logged = next((row for row in saved["history"] if row["epoch"] == context.captions.epoch), {})
     table["synthetic"] |= {key: logged[key] for key in table["synthetic"] if key in logged}
     return {"n": n, "table": table, "metrics": describe_metrics([*detail])}
 
@@ -168,7 +184,8 @@ def draw_metrics(history, table, n, captions):
     """Plot the metrics over the epochs, with what other real images and a Gaussian reach."""
     real, gaussian = table["real_vs_real"], table["gaussian"]
     title = f"{captions.name}\n{n:,} synthetic against {n:,} {captions.originals}; "
-    figure, (upper, lower) = plotting.over_epochs(f"{title}dashed: {captions.real_vs_real}")
+    title += f"dashed: {captions.real_vs_real}"
+    figure, (upper, lower, bands) = plotting.over_epochs(title, rows=3)
     for number, key in enumerate(("precision", "recall", "coverage")):
         plotting.plot(upper, history, key, key, f"C{number}")
         upper.axhline(real[key], color=f"C{number}", linewidth=0.8, linestyle="--")
@@ -182,27 +199,30 @@ def draw_metrics(history, table, n, captions):
     lower.set_ylabel("Frechet distance")
     lower.set_yscale("log")
     lower.yaxis.set_major_formatter("{x:g}")
-    for axes in (upper, lower):
+    for number, ratio in enumerate(spectrum.RATIOS[: len(spectrum.BANDS)]):
+        plotting.plot(bands, history, ratio, spectrum.band_text(ratio[-2:]), f"C{number}")
+    bands.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+    bands.set_ylabel("amplitude of stripes,\nsynthetic / real")
+    bands.set_ylim(bottom=0)
+    for axes in (upper, lower, bands):
         plotting.legend(axes)
     return figure
 
 
-def copies(captions, samples, neighbours, saved, path, out, options):
-    """The images nearest to the training set, all distances, and attacks on membership.
-
-    saved: the content of the checkpoint at path.
-    """
-    inputs, scale = (captions, samples, neighbours), options.SCALE
+def copies(context):
+    """The images nearest to the training set, all distances, and attacks on membership."""
+    captions, samples = context.captions, context.samples
+    neighbours, out = context.neighbours, context.out
     page = {"n": len(samples.examined)}
-    page["picture"] = draw_pairs(*inputs, out / "copies.png", scale)
+    page["picture"] = draw_pairs(context, out / "copies.png")
     distances = {"synthetic": per_pixel(neighbours.synthetic[0], samples.images)}
     if neighbours.held_out is not None:
         page["n_held_out"] = len(samples.held_out)
         held_out = out / "copies_held_out.png"
-        page["held_out"] = draw_pairs(*inputs, held_out, scale, held_out=True)
+        page["held_out"] = draw_pairs(context, held_out, held_out=True)
         distances["held-out"] = per_pixel(neighbours.held_out[0], samples.images)
     if can_show_copies(neighbours):
-        page |= metrics.memorisation_scores(neighbours.synthetic[0], neighbours.held_out[0])
+        page |= membership.memorisation_scores(neighbours.synthetic[0], neighbours.held_out[0])
     highest = max(max(values) for values in distances.values()) or 1.0
     bins = np.linspace(0, highest, 61)
     xlabel = "distance to the nearest training image\n(grey levels, root mean square of the pixels)"
@@ -211,17 +231,18 @@ def copies(captions, samples, neighbours, saved, path, out, options):
         lambda: plotting.histogram(captions.about, distances, bins, xlabel, "images (%)"),
         "Distances of synthetic and held-out images to their nearest training images",
     )
-    return page | {"membership": attacks(samples, saved, path, options.SEED)}
+    return page | {"membership": attacks(context)}
 
 
-def attacks(samples, saved, path, seed):
-    """What attacks find out about who is in the training set, {name: as `separate` returns}.
+def attacks(context):
+    """What attacks find out about who is in the training set, {name: as `roc_auc` returns}.
 
     "images" and "discriminator" are told apart by the synthetic images and by the discriminator of
-    the checkpoint at path, whose content is saved. "other" is the first one with other training
-    images in place of the synthetic ones, "chance" with other training images in place of the
-    held-out ones. {} if there are too few images; without a discriminator if it does not fit.
+    the checkpoint. "other" is the first one with other training images in place of the synthetic
+    ones, "chance" with other training images in place of the held-out ones. {} if there are too
+    few images; without a discriminator if it does not fit.
     """
+    samples, seed = context.samples, context.options.SEED
     held_out, synthetic = samples.held_out, samples.examined
     halves = metrics.split_real(samples.images, max(len(synthetic), metrics.MIN_IMAGES), seed)
     if halves is None or held_out is None or len(held_out) < metrics.MIN_IMAGES:
@@ -233,27 +254,28 @@ def attacks(samples, saved, path, seed):
         "chance": membership.membership_auc(synthetic, members, others),
     }
     try:
-        discriminator = checkpoint.rebuild_discriminator(saved, path)
+        discriminator = checkpoint.rebuild_discriminator(context.saved, context.checkpoint)
     except UserError:  # dcgan.py has another one now
         return found
     return found | {"discriminator": membership.logit_auc(discriminator, members, held_out)}
 
 
-def failures(captions, samples, neighbours, out, options):
+def failures(context):
     """The synthetic and the held-out images furthest from the training set."""
-    inputs, scale = (captions, samples, neighbours), options.SCALE
+    samples, neighbours, out = context.samples, context.neighbours, context.out
     page = {"n": len(samples.examined)}
-    page["picture"] = draw_pairs(*inputs, out / "failures.png", scale, furthest=True)
+    page["picture"] = draw_pairs(context, out / "failures.png", furthest=True)
     if neighbours.held_out is not None:
         path = out / "failures_held_out.png"
-        page["held_out"] = draw_pairs(*inputs, path, scale, held_out=True, furthest=True)
+        page["held_out"] = draw_pairs(context, path, held_out=True, furthest=True)
         limit = neighbours.held_out[0].quantile(0.99)
         page["beyond"] = float((neighbours.synthetic[0] > limit).double().mean())
     return page
 
 
-def draw_pairs(captions, samples, neighbours, path, scale, held_out=False, furthest=False):
+def draw_pairs(context, path, held_out=False, furthest=False):
     """Draw the images nearest to the training set, or furthest, each above its nearest image."""
+    captions, samples, neighbours = context.captions, context.samples, context.neighbours
     if held_out:
         images, (distances, indices) = samples.held_out, neighbours.held_out
         heading = f"{captions.name}\n{captions.originals} of the {samples.held_out_split} split"
@@ -273,4 +295,5 @@ def draw_pairs(captions, samples, neighbours, path, scale, held_out=False, furth
         pair = torch.stack([images[i], samples.images[indices[i]]])
         number = "" if held_out else f"\nno. {i}"
         cells.append((f"{distances[i]:.1f}{number}", plotting.tile(pair, 1)))
+    scale = context.options.SCALE
     return plotting.save_tiles(path, heading, cells, examples, scale, alt, below=True)

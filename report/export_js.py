@@ -1,7 +1,7 @@
 """Describes a network as a list of steps that report/play.js can compute in a browser.
 
 `describe` runs a network once on one example and notes every function of torch that it calls. So
-any network that is made of the functions below can be described, whatever its class. It must be in
+any network that is made of the functions below, those of dcgan.py, can be described. It must be in
 eval mode, and is computed at batch size 1. A tensor (1, C, H, W) becomes an array with the channels
 last, (H, W, C); any other tensor becomes an array of its values in order.
 
@@ -12,11 +12,11 @@ The steps, each of which makes one array of one or more others:
                  s x s ordinary ones, each of which fills every s-th pixel
     affine       x * scale + shift: a BatchNorm that has no layer before it to be folded into
     leaky        x, but slope * x where x is negative; ReLU has the slope 0
-    tanh, sigmoid, clamp
+    tanh
     add, multiply    of two arrays
-    move         values in another order: view, permute, pixel unshuffle, cat, slices, padding
-    resample     weighted means of places, the same in each channel: upsampling and pooling
-    total        factor * sums of `count` neighbours in the array
+    move         values in another order: view, permute, pixel unshuffle, cat, slices
+    resample     weighted means of places, the same in each channel: upsampling, mean
+    total        the sum of all values
 """
 
 import base64
@@ -25,13 +25,9 @@ import inspect
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
-SAME = {"contiguous", "float", "to", "type", "type_as", "clone", "detach", "requires_grad"}
-MOVES = {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "t", "T"}
-MOVES |= {"mT", "squeeze", "unsqueeze", "chunk", "split", "unbind", "narrow", "select", "getitem"}
-MOVES |= {"expand", "expand_as", "repeat", "roll", "flip", "cat", "concat", "stack", "pad"}
-MOVES |= {"pixel_shuffle", "pixel_unshuffle"}
-RESAMPLERS = {"interpolate", "upsample", "avg_pool2d", "adaptive_avg_pool2d"}
-ACTIVATIONS = {"relu", "leaky_relu", "tanh", "sigmoid", "silu", "gelu", "elu", "softplus"}
+SAME = {"float", "contiguous"}
+MOVES = {"view", "reshape", "flatten", "permute", "getitem", "cat", "pixel_unshuffle"}
+ACTIVATIONS = {"relu", "leaky_relu"}
 
 
 class UnknownLayer(Exception):
@@ -47,8 +43,6 @@ def describe(network, *inputs):
     tape = Tape(inputs)
     with torch.no_grad(), tape:
         output = network(*inputs)
-        if isinstance(output, (list, tuple)):  # the logits of several heads
-            output = torch.cat([logits.reshape(1, -1) for logits in output], dim=1)
     if not tape.depends(output):
         raise UnknownLayer("an output that does not depend on the input")
     return tape.to_json(tape.fold(tape.number(output)))
@@ -145,7 +139,7 @@ class Tape(TorchFunctionMode):
             self.bind(result, self.number(args[0]))
         elif name in MOVES:
             self.move(name, function, args, kwargs, result)
-        elif name in RESAMPLERS:
+        elif name == "interpolate":
             self.resample(result, args[0], lambda x: function(x, *args[1:], **kwargs))
         elif method:
             try:
@@ -202,7 +196,7 @@ class Tape(TorchFunctionMode):
 
     def move(self, name, function, args, kwargs, result):
         """Whatever only moves values is called with their numbers instead."""
-        sources, start = [], 1  # 0 is what padding fills in
+        sources, start = [], 1
 
         def numbers_of(value):
             nonlocal start
@@ -216,8 +210,6 @@ class Tape(TorchFunctionMode):
             start += value.numel()
             return numbered(value.shape, start - value.numel())
 
-        if name == "pad" and (args[3:] or [kwargs.get("value")])[0]:
-            raise UnknownLayer("pad with another value than 0")
         try:
             moved = function(*numbers_of(tuple(args)), **kwargs)
         except (RuntimeError, TypeError, ValueError):
@@ -248,29 +240,19 @@ class Tape(TorchFunctionMode):
         fields = {"weight": weight.double(), "bias": bias.double()}
         self.bind(result, self.add_step("linear", [self.number(input)], len(weight), **fields))
 
-    def on_matmul(self, result, input, other):
-        if self.depends(other) or other.ndim != 2:
-            raise UnknownLayer("matmul of two arrays")
-        self.on_linear(result, input, other.T)
-
     def on_conv2d(
         self, result, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     ):
+        refuse_unusual("conv2d", dilation, groups)
         _, _, kernel_y, kernel_x = weight.shape
-        (stride_y, stride_x), (dilation_y, dilation_x) = pair(stride), pair(dilation)
-        if padding == "same":
-            padding = [dilation_y * (kernel_y - 1) // 2, dilation_x * (kernel_x - 1) // 2]
-        top, left = pair(0 if padding == "valid" else padding)
-        weight = without_groups(weight, groups)
-        ys = [y * dilation_y - top for y in range(kernel_y)]
-        xs = [x * dilation_x - left for x in range(kernel_x)]
+        top, left = pair(padding)
         phase = {
             "row": 0,
             "column": 0,
-            "taps": [[y, x] for y in ys for x in xs],
-            "weight": weight.permute(0, 2, 3, 1).flatten(1),
+            "taps": [[y - top, x - left] for y in range(kernel_y) for x in range(kernel_x)],
+            "weight": weight.double().permute(0, 2, 3, 1).flatten(1),
         }
-        self.convolution(result, input, bias, [stride_y, stride_x], [1, 1], [phase])
+        self.convolution(result, input, bias, pair(stride), [1, 1], [phase])
 
     def on_conv_transpose2d(
         self,
@@ -284,22 +266,20 @@ class Tape(TorchFunctionMode):
         groups=1,
         dilation=1,
     ):
-        _, _, kernel_y, kernel_x = weight.shape
-        strides, dilations, paddings = pair(stride), pair(dilation), pair(padding)
-        # (inputs, outputs / groups, ...) -> (outputs, inputs, ...), as ordinary ones have it
-        parts = [part.transpose(0, 1) for part in weight.chunk(groups)]
-        weight = without_groups(torch.cat(parts), groups)
+        refuse_unusual("conv_transpose2d", dilation, groups)
+        strides, paddings = pair(stride), pair(padding)
+        weight = weight.double().transpose(0, 1)  # (outputs, inputs, ...), as ordinary ones have it
 
-        def taps(axis, kernel, phase):
+        def taps(axis, phase):
             """{tap: where it looks} of the taps that reach an output of this phase."""
-            reach = {tap: phase + paddings[axis] - tap * dilations[axis] for tap in range(kernel)}
+            reach = {tap: phase + paddings[axis] - tap for tap in range(weight.shape[2 + axis])}
             stride = strides[axis]
             return {tap: far // stride for tap, far in reach.items() if far % stride == 0}
 
         phases = []
         for row in range(strides[0]):
             for column in range(strides[1]):
-                ys, xs = taps(0, kernel_y, row), taps(1, kernel_x, column)
+                ys, xs = taps(0, row), taps(1, column)
                 part = weight[:, :, [*ys]][:, :, :, [*xs]].permute(0, 2, 3, 1).flatten(1)
                 places = [[y, x] for y in ys.values() for x in xs.values()]
                 phases.append({"row": row, "column": column, "taps": places, "weight": part})
@@ -403,39 +383,15 @@ class Tape(TorchFunctionMode):
     def on_tanh(self, result, input):
         self.bind(result, self.add_step("tanh", [self.number(input)], result.numel()))
 
-    def on_sigmoid(self, result, input):
-        self.bind(result, self.add_step("sigmoid", [self.number(input)], result.numel()))
+    def on_sum(self, result, input, dim, keepdim=False):
+        if input.ndim != 2 or dim not in (1, -1):
+            raise UnknownLayer("sum with unusual arguments")
+        self.bind(result, self.add_step("total", [self.number(input)], 1))
 
-    def on_clamp(self, result, input, min=None, max=None):
-        low, high = (-3e38 if min is None else min), (3e38 if max is None else max)
-        step = self.add_step("clamp", [self.number(input)], result.numel(), low=low, high=high)
-        self.bind(result, step)
-
-    def on_hardtanh(self, result, input, min_val=-1.0, max_val=1.0, inplace=False):
-        self.on_clamp(result, input, min_val, max_val)
-
-    def on_dropout(self, result, input, p=0.5, training=True, inplace=False):
-        if training:
-            raise UnknownLayer("dropout, which draws random numbers")
-        self.bind(result, self.number(input))
-
-    def on_sum(self, result, input, dim=None, keepdim=False, dtype=None, mean=False):
-        dims = range(input.ndim) if dim is None else [d % input.ndim for d in as_list(dim)]
-        if mean and input.ndim == 4 and {*dims} == {2, 3}:
-            self.resample(result, input, lambda x: x.mean((2, 3), keepdim=True))
-            return
-        # Which sum a value goes into; then all values of one sum in a row.
-        shape = torch.Size(1 if d in dims else size for d, size in enumerate(input.shape))
-        goal = numbered(shape if keepdim else result.shape, 0).view(shape).expand(input.shape)
-        order = goal.flatten().argsort(stable=True)
-        source = self.add_move([self.number(input)], numbered(input.shape, 0).flatten()[order])
-        count = input.numel() // result.numel()
-        factor = 1 / count if mean else 1.0
-        step = self.add_step("total", [source], result.numel(), count=count, factor=factor)
-        self.bind(result, step)
-
-    def on_mean(self, result, input, dim=None, keepdim=False, dtype=None):
-        self.on_sum(result, input, dim, keepdim, mean=True)
+    def on_mean(self, result, input, dim, keepdim=False):
+        if input.ndim != 4 or {*dim} != {2, 3}:
+            raise UnknownLayer("mean with unusual arguments")
+        self.resample(result, input, lambda x: x.mean((2, 3), keepdim=True))
 
     # --- what play.js gets ---
 
@@ -489,22 +445,13 @@ class Tape(TorchFunctionMode):
         }
 
 
+def refuse_unusual(name, dilation, groups):
+    if groups != 1 or pair(dilation) != [1, 1]:
+        raise UnknownLayer(f"{name} with groups or a dilation")
+
+
 def pair(value):
     return [value, value] if isinstance(value, int) else [*value]
-
-
-def as_list(value):
-    return [value] if isinstance(value, int) else [*value]
-
-
-def without_groups(weight, groups):
-    """The weight (O, I / groups, ...) of a convolution of groups as that of one group, float64."""
-    parts = weight.double().chunk(groups)
-    rows = [
-        torch.cat([part if i == j else torch.zeros_like(part) for j in range(groups)], dim=1)
-        for i, part in enumerate(parts)
-    ]
-    return torch.cat(rows)
 
 
 def encode(value):

@@ -2,7 +2,7 @@
 
 // The generator and the discriminator of a run, computed in the browser, and what one can do with
 // them. No library and no network. The first half of the file is the arithmetic; it needs no page,
-// and the tests run it in Node. report/layers.py writes the steps and explains them.
+// and the tests run it in Node. report/export_js.py writes the steps and explains them.
 
 // --- Arrays as text ---
 
@@ -14,7 +14,7 @@ function bytesOf(text) {
   return bytes;
 }
 
-// What layers.encode wrote, as a typed array. Weights are integers, with a scale for each row.
+// What export_js.encode wrote, as a typed array. Weights are integers, with a scale for each row.
 function decode(array) {
   const buffer = bytesOf(array.data).buffer;
   if (array.type === "int32") return new Int32Array(buffer);
@@ -191,24 +191,6 @@ layers.tanh = {
   },
 };
 
-layers.sigmoid = {
-  forward(step, [x], y) {
-    for (let i = 0; i < y.length; i++) y[i] = sigmoid(x[i]);
-  },
-  backward(step, x, y, dy, [dx]) {
-    for (let i = 0; i < dy.length; i++) dx[i] += dy[i] * y[i] * (1 - y[i]);
-  },
-};
-
-layers.clamp = {
-  forward({ low, high }, [x], y) {
-    for (let i = 0; i < y.length; i++) y[i] = Math.min(Math.max(x[i], low), high);
-  },
-  backward({ low, high }, [x], y, dy, [dx]) {
-    for (let i = 0; i < dy.length; i++) dx[i] += x[i] >= low && x[i] <= high ? dy[i] : 0;
-  },
-};
-
 layers.add = {
   forward(step, [a, b], y) {
     for (let i = 0; i < y.length; i++) y[i] = a[i] + b[i];
@@ -277,15 +259,11 @@ layers.resample = {
 };
 
 layers.total = {
-  forward({ count, factor }, [x], y) {
-    for (let i = 0; i < y.length; i++) {
-      let sum = 0;
-      for (let k = 0; k < count; k++) sum += x[i * count + k];
-      y[i] = factor * sum;
-    }
+  forward(step, [x], y) {
+    y[0] = x.reduce((sum, value) => sum + value, 0);
   },
-  backward({ count, factor }, x, y, dy, [dx]) {
-    for (let i = 0; i < dx.length; i++) dx[i] += factor * dy[Math.floor(i / count)];
+  backward(step, x, y, dy, [dx]) {
+    for (let i = 0; i < dx.length; i++) dx[i] += dy[0];
   },
 };
 
@@ -295,7 +273,7 @@ function sigmoid(x) {
 
 // --- Networks ---
 
-// A network of the steps that layers.describe wrote.
+// A network of the steps that export_js.describe wrote.
 class Network {
   constructor({ inputs, steps, output }) {
     this.inputs = inputs.length;

@@ -10,15 +10,16 @@ import io
 import json
 from pathlib import Path
 
-import jinja2
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from common import checkpoint, files, log, sampling
 from common.data import dataset
+from common.data.labels import is_multilabel, label_names
 from common.errors import UserError
 from report import export_js, plotting, sections
+from report.context import environment
 
 FOLDER = Path(__file__).parent
 LARGEST = 64  # pixels; above that a browser would need seconds for an image
@@ -34,20 +35,16 @@ REAL_IMAGES = 40  # training images in the game, at most
 SEED = 0  # of the latents that are looked at; what the page draws is new each time
 
 
-def play(captions, samples, generator, saved, path, data_path, page, out, options):
-    """Write play.html into the folder out. Returns None if the networks cannot be computed there.
-
-    saved: the content of the checkpoint at path; data_path: the file of the training images; page:
-    what the sections before returned, {name: dict}. The other arguments are those of the sections
-    of the report. Returns {"file": name} for its page.
-    """
-    size, name = samples.images.shape[-1], saved["settings"]["DATASET"]
+def play(context):
+    """Write play.html. Returns {"file": its name}, or None if it cannot compute the networks."""
+    captions, samples, saved = context.captions, context.samples, context.saved
+    name = saved["settings"]["DATASET"]
     data = None
-    if size <= LARGEST:
+    if context.size <= LARGEST:
         try:
-            discriminator = checkpoint.rebuild_discriminator(saved, path)
-            data = collect(captions, samples, generator, discriminator, saved)
-            if rows := page.get("detective", {}).get("rows"):
+            discriminator = checkpoint.rebuild_discriminator(saved, context.checkpoint)
+            data = collect(context, discriminator)
+            if rows := context.page.get("detective", {}).get("rows"):
                 row, n = rows[0][0], 2 * len(rows[0][0]["real"])
                 data["game"]["fresh"] = {"accuracy": row["accuracy"], "images": n}
         except export_js.UnknownLayer as error:
@@ -66,20 +63,20 @@ def play(captions, samples, generator, saved, path, data_path, page, out, option
         phantom=name == "phantom",
         info=saved["info"],
         own=name not in dataset.NAMES,
-        is_official=data is not None
-        and dataset.is_official(name, data_path, saved["settings"]["SIZE"]),
+        is_official=data is not None and dataset.is_official(context.data),
         largest=LARGEST,
     )
-    path = out / "play.html"
+    path = context.out / "play.html"
     with files.atomic_write(path) as file:
         file.write(html.encode())
     tqdm.write(f"{path}: {len(html.encode()) / 1e6:.1f} MB, a page to play with")
     return {"file": path.name}
 
 
-def collect(captions, samples, generator, discriminator, saved):
+def collect(context, discriminator):
     """Return all that play.js needs, as plain values for JSON. Raises UnknownLayer."""
-    label_counts = saved["label_counts"]
+    captions, samples, saved = context.captions, context.samples, context.saved
+    generator, label_counts = context.generator, saved["label_counts"]
     random = torch.Generator().manual_seed(SEED)
     latent = torch.randn(1, generator.latent_dim, generator=random)
     labels = [label_counts["rows"][:1].float()] if label_counts else []
@@ -118,8 +115,8 @@ def describe_labels(info, label_counts):
     if not label_counts:
         return None
     return {
-        "names": dataset.label_names(info),
-        "several": dataset.is_multilabel(info),
+        "names": label_names(info),
+        "several": is_multilabel(info),
         "rows": label_counts["rows"].tolist(),
         "counts": label_counts["counts"].tolist(),
     }
@@ -260,21 +257,12 @@ def describe_game(samples):
 
 def render(data, **facts):
     """Fill the template. data: what collect returned, or None if the images are too large."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     script = (FOLDER / "play.js").read_text(encoding="utf-8")
     style = (FOLDER / "play.css").read_text(encoding="utf-8")
-    template = (FOLDER / "play.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
-        facts,
-        data=data,
-        json=script_json(data),
-        script=script,
-        style=style,
-        script_hash=hash_of(script),
-        style_hash=hash_of(style),
-    )
+    template = environment().get_template("play.html.jinja")
+    hashes = {"script_hash": hash_of(script), "style_hash": hash_of(style)}
+    text = script_json(data)
+    return template.render(facts, data=data, json=text, script=script, style=style, **hashes)
 
 
 def script_json(data):

@@ -1,21 +1,14 @@
-"""The pictures of the report, one function per section, and the data that all sections work on.
-
-A section takes what it needs of Captions, Samples, Neighbours, the generator and `saved` (the
-content of checkpoint.pt), then `out` (the folder it writes to) and `options` (the constants of
-generate_report.py). It returns a dict for report.html.jinja.
-"""
-
-from dataclasses import dataclass
+"""The pictures of the report, one function per section; context.py says what they get."""
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import metrics, sampling
-from common.data import dataset
+from common import membership, sampling
+from common.data.labels import draw_labels
 from report import plotting
+from report.context import EXAMPLES, fewer, per_pixel
 
-EXAMPLES = 10  # images, or pairs of images, in a row
 BLIND_TILES = 32
 GIF_FRAMES, GIF_TILES = 50, 32  # upper limits in the page, which must stay small
 # These and all other numbers of images are those of 28x28 pixels; see fewer.
@@ -24,72 +17,10 @@ TOUR_TILES, TOUR_STOPS, TOUR_STEPS = 8, 4, 15  # TOUR_STEPS frames from one stop
 TOUR_MS = 80  # duration of a frame
 
 
-@dataclass(frozen=True)
-class Captions:
-    """What headings, captions and the page call things."""
-
-    name: str  # the data set, "ChestMNIST"
-    original: str  # one of its images: "real" or "phantom"
-    originals: str  # several of them: "real images" or "phantoms"
-    epoch: int | None  # the one shown; None in the middle of an epoch and before the first
-    when: str  # the same in words, "epoch 3 of 50"
-    why: str  # reason for showing it, "the last one of the run"
-    of_epochs: str  # "of 50"
-
-    @property
-    def about(self):
-        return f"{self.name}, {self.when}"
-
-    @property
-    def real_vs_real(self):
-        return f"{self.original} vs {self.original}"
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The images that the report shows and evaluates, uint8 (N, C, S, S)."""
-
-    images: torch.Tensor  # all training images, in the order in which training loads them
-    order: torch.Tensor  # a random order of them
-    shuffled_labels: torch.Tensor | None  # their label vectors (N, K), if the run is conditional
-    held_out: torch.Tensor | None  # images that the run was not trained on, if there are any
-    held_out_split: str  # the split they are from, "test" or "val"
-    synthetic: torch.Tensor  # what synthetic.npz holds
-    examined: torch.Tensor  # the first of them, compared with all training images
-    grids: dict  # {epoch: synthetic images}, from the same latents after each epoch
-
-    def shuffled(self, places):
-        """Return the images at these places of the order; all at once may not fit into memory."""
-        return self.images[self.order[places]]
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """Nearest training images: (distances, indices), as metrics.nearest_image returns them."""
-
-    synthetic: tuple  # of samples.examined
-    held_out: tuple | None  # of samples.held_out
-
-
-def fewer(count, size, least=2):
-    """Return how many images of this size to show, in a row or column, for count of 28 pixels.
-
-    So a grid of them has about as many pixels, and the page as many bytes.
-    """
-    return max(min(count, least), -(-count * 28 // size))
-
-
-def fewer_tiles(options, size):
-    """Return the options of generate_report.py with the numbers that `fewer` gives at this size."""
-    for name in ("COLLAGE_ROWS", "COLLAGE_COLUMNS", "GRID_ROWS", "GRID_COLUMNS", "PROGRESS_ROWS"):
-        setattr(options, name, fewer(getattr(options, name), size))
-    for name in ("SCALE", "GIF_SCALE"):
-        setattr(options, name, fewer(getattr(options, name), size, least=1))
-    return options
-
-
-def collage(captions, samples, out, options):
+def collage(context):
     """Random training images beside the first synthetic ones."""
+    captions, samples = context.captions, context.samples
+    out, options = context.out, context.options
     columns = options.COLLAGE_COLUMNS
     count = min(options.COLLAGE_ROWS * columns, len(samples.images), len(samples.synthetic))
     halves = {
@@ -103,10 +34,12 @@ def collage(captions, samples, out, options):
     return {"picture": plotting.save_tiles(path, heading, cells, 2, options.SCALE, alt)}
 
 
-def blind_test(captions, samples, out, options):
+def blind_test(context):
     """Real and synthetic images mixed, half and half; none of them is in the collage."""
+    captions, samples = context.captions, context.samples
+    out, options = context.out, context.options
     shown = options.COLLAGE_ROWS * options.COLLAGE_COLUMNS
-    size = samples.images.shape[-1]
+    size = context.size
     columns, rows = (fewer(count, size, least=4) for count in (8, BLIND_TILES // 8))
     half = columns * rows // 2
     candidates = samples.shuffled(slice(shown, shown + max(100, 20 * half)))
@@ -138,21 +71,23 @@ def unseen(candidates, shown, count):
     A near-duplicate is at less than half the usual distance: a reader who has seen one of the two
     recognises the other. All uint8 (N, C, S, S); the result can have fewer than count images.
     """
-    limit = metrics.nearest_image(candidates[:100], shown)[0].median() / 2
+    limit = membership.nearest_image(candidates[:100], shown)[0].median() / 2
     chosen = shown[:0]
     for image in candidates[: 20 * count].split(1):
         if len(chosen) < count:
-            distance, _ = metrics.nearest_image(image, torch.cat([shown, chosen]))
+            distance, _ = membership.nearest_image(image, torch.cat([shown, chosen]))
             chosen = torch.cat([chosen, image[distance > limit]])
     return chosen
 
 
-def training(captions, samples, saved, out, options):
+def training(context):
     """The grid of each epoch, the animation, some epochs below one another, and the losses."""
+    captions, samples = context.captions, context.samples
+    out, options = context.out, context.options
     columns, scale, grids = options.GRID_COLUMNS, options.SCALE, samples.grids
     if not grids:
         return {}
-    size, frames = samples.images.shape[-1], []
+    size, frames = context.size, []
     examples = fewer(EXAMPLES, size, least=4)
     for epoch, grid in grids.items():
         heading = f"{captions.name}\nsynthetic images, epoch {epoch} {captions.of_epochs}"
@@ -184,7 +119,7 @@ def training(captions, samples, saved, out, options):
     alt = f"a row of synthetic images from the same latents for each epoch, {captions.name}"
     strips = plotting.save_tiles(out / "training_progress.png", heading, strips, 1, scale, alt)
 
-    page, rows = {"gif": gif, "strips": strips}, saved["history"]
+    page, rows = {"gif": gif, "strips": strips}, context.saved["history"]
     if rows:
         alt = f"Losses, D(x) and D(G(z)) over {len(rows)} epochs, {captions.name}"
         page["losses"] = plotting.save_curves(
@@ -218,8 +153,10 @@ def draw_losses(history, name):
     return figure
 
 
-def diversity(captions, samples, out, options):
+def diversity(context):
     """Many images, the most similar pairs, and pixel statistics, each beside the real ones."""
+    captions, samples = context.captions, context.samples
+    out, options = context.out, context.options
     synthetic, scale = samples.examined, options.SCALE
     real = samples.shuffled(slice(len(synthetic)))
     size = synthetic.shape[-1]
@@ -235,7 +172,7 @@ def diversity(captions, samples, out, options):
         ("synthetic", "synthetic", synthetic),
         ("real", captions.original, real),
     ):
-        distances, pairs = metrics.closest_pairs(images, examples)
+        distances, pairs = membership.closest_pairs(images, examples)
         if len(pairs) > 0:
             heading = f"{captions.name}\nthe {kind} images most alike among {len(images):,}"
             heading += f", {captions.when}" if key == "synthetic" else ""
@@ -271,11 +208,6 @@ def tile_of(pixels):
     return plotting.tile(pixels.round().clamp(0, 255).to(torch.uint8)[None], 1)
 
 
-def per_pixel(distances, images):
-    """Convert distances of metrics.py to root mean squares per pixel, in grey levels."""
-    return (distances / metrics.shrink(images[:1]).numel() ** 0.5).tolist()
-
-
 def slerp(a, b, t):
     """Return the latents a share t of the way from a to b along a great circle.
 
@@ -294,13 +226,15 @@ def slerp(a, b, t):
     return direction * ((1 - t) * length_a + t * length_b)
 
 
-def latent_space(captions, generator, saved, out, options):
+def latent_space(context):
     """Walks from one latent to another, and an endless tour through a few latents."""
+    captions, generator = context.captions, context.generator
+    out, options = context.out, context.options
     random = torch.Generator().manual_seed(options.SEED)
-    label_counts, size = saved["label_counts"], saved["settings"]["SIZE"]
+    label_counts, size = context.saved["label_counts"], context.saved["settings"]["SIZE"]
     rows, steps = fewer(WALKS, size), fewer(WALK_STEPS, size, least=4)
     ends = torch.randn(2, rows, generator.latent_dim, generator=random)
-    labels = dataset.draw_labels(label_counts, rows, random)  # one for the whole walk
+    labels = draw_labels(label_counts, rows, random)  # one for the whole walk
     shares = torch.linspace(0, 1, steps).tolist()
     latents = torch.stack([slerp(*ends, t) for t in shares], 1).flatten(0, 1)
     images = sampling.draw(generator, latents, labels.repeat_interleave(steps, 0))
@@ -312,7 +246,7 @@ def latent_space(captions, generator, saved, out, options):
 
     shown = fewer(TOUR_TILES, size, least=1)
     stops = torch.randn(TOUR_STOPS, shown, generator.latent_dim, generator=random)
-    labels = dataset.draw_labels(label_counts, shown, random)
+    labels = draw_labels(label_counts, shown, random)
     latents = [
         slerp(stop, following, step / TOUR_STEPS)
         for stop, following in zip(stops, stops.roll(-1, 0), strict=True)

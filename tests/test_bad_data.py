@@ -15,6 +15,7 @@ import torch
 import dcgan
 from common import checkpoint
 from common.data import dataset, npz_file
+from common.data.labels import encode_labels
 from common.errors import UserError
 
 DATA = Path("data/pneumoniamnist.npz")
@@ -58,7 +59,7 @@ def fingerprint(conditional):
     images, labels, _ = dataset.load("pneumoniamnist")
     assert images.is_contiguous() and images.dtype == torch.uint8
     assert labels.is_contiguous() and labels.dtype == torch.int64
-    vectors = dataset.encode_labels("pneumoniamnist", labels) if conditional else None
+    vectors = encode_labels("pneumoniamnist", labels) if conditional else None
     return dataset.sha256(images, vectors)
 
 
@@ -122,7 +123,7 @@ def test_several_findings_in_fortran_order_are_learned():
         np.savez("data/chestmnist.npz", **(arrays() | labels))
         loaded = dataset.load("chestmnist")[1]
         assert np.array_equal(loaded, findings)
-        dataset.sha256(torch.zeros(1), dataset.encode_labels("chestmnist", loaded))
+        dataset.sha256(torch.zeros(1), encode_labels("chestmnist", loaded))
 
 
 # Messages say what is wrong, and are not computed from it

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from common import detective
-from common.data.dataset import read_split
+from common.data.dataset import DataFile, read_split
 
 
 @pytest.fixture(scope="module")
 def phantoms(phantom_dir):
     """Two disjoint sets of 500 phantoms."""
-    images, _ = read_split(phantom_dir / "phantom.npz", "train", "phantom")
+    images, _ = read_split(DataFile("phantom", phantom_dir), "train")
     return images[:500], images[500:1000]
 
 

@@ -18,6 +18,8 @@ from test_report import SHORT
 
 from common import checkpoint
 from common.data import dataset, image_file, own_images
+from common.data.dataset import DataFile
+from common.data.labels import is_multilabel, label_names
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +54,7 @@ def load(path="scans", split="train"):
 
 
 def names(path="scans"):
-    return dataset.label_names(dataset.find_info(path, "data"))
+    return label_names(dataset.find_info(DataFile(dataset.check_name(path))))
 
 
 # Layouts
@@ -341,8 +343,8 @@ def test_an_npz_of_64_pixels_with_names_and_several_findings():
     write_npz("mine_64.npz", 64, columns=2, label_names=np.array(["mass", "effusion"]))
     images, labels = load("./mine_64.npz")
     assert images.shape == (10, 28, 28) and labels.shape == (10, 2)
-    info = dataset.find_info("mine_64.npz", "data")
-    assert dataset.label_names(info) == ["mass", "effusion"] and dataset.is_multilabel(info)
+    info = dataset.find_info(DataFile(dataset.check_name("mine_64.npz")))
+    assert label_names(info) == ["mass", "effusion"] and is_multilabel(info)
     assert Path("data/mine_64_28.npz").exists()
 
 
@@ -542,7 +544,7 @@ CHECKPOINT = Path("models/chest_xray/checkpoint.pt")
 def test_the_checkpoint_knows_the_labels_and_no_path(own, trained):
     saved = checkpoint.load(CHECKPOINT, checkpoint.CHECKPOINT)
     assert saved["settings"]["DATASET"] == "chest_xray" and saved["epoch"] == 2
-    assert dataset.label_names(saved["info"]) == ["NORMAL", "PNEUMONIA"]
+    assert label_names(saved["info"]) == ["NORMAL", "PNEUMONIA"]
     assert str(trained).encode() not in CHECKPOINT.read_bytes()
 
 
@@ -674,4 +676,4 @@ def test_a_run_on_medmnist_takes_its_names_from_medmnist(train):
     content["info"]["label"]["0"] = "something else"
     rewrite(path, content)
     saved = checkpoint.load(path, checkpoint.CHECKPOINT)
-    assert dataset.label_names(saved["info"]) == dataset.label_names("phantom")
+    assert label_names(saved["info"]) == label_names("phantom")

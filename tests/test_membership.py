@@ -31,7 +31,7 @@ def test_a_generator_that_copies_gives_its_training_images_away(sets):
     noise = torch.randint(-3, 4, members.shape, generator=torch.Generator().manual_seed(0))
     copies = (members + noise).clamp(0, 255).to(torch.uint8)
     found = membership.membership_auc(copies, members, non_members)
-    assert found["auc"] > 0.99 and found["low"] > 0.99 and found["caught"] > 0.95
+    assert found["auc"] > 0.99 and found["low"] > 0.99 and found["tpr"] > 0.95
     control = membership.membership_auc(others, members, non_members)
     assert control["low"] < 0.5 < control["high"]
 
@@ -41,7 +41,7 @@ def test_fresh_images_give_nobody_away(sets):
     for outsiders in (non_members, others):
         found = membership.membership_auc(fresh, members, outsiders)
         assert found["low"] < 0.5 < found["high"] and 0.4 < found["auc"] < 0.6
-        assert found["caught"] < 0.05
+        assert found["tpr"] < 0.05
 
 
 def test_a_different_test_set_looks_like_memory_and_the_control_tells(sets):
@@ -68,9 +68,9 @@ class Sure(Discriminator):
 def test_a_discriminator_that_has_learned_by_heart_gives_its_training_images_away(sets):
     members, _, non_members, _ = sets
     found = membership.logit_auc(Sure(members).eval(), members, non_members)
-    assert found == {"auc": 1, "low": 1, "high": 1, "caught": 1}
+    assert found == {"auc": 1, "low": 1, "high": 1, "tpr": 1}
     half = membership.logit_auc(Sure(members[: N // 2]).eval(), members, non_members)
-    assert half["auc"] == pytest.approx(0.75) and half["caught"] == 0.5
+    assert half["auc"] == pytest.approx(0.75) and half["tpr"] == 0.5
 
 
 @pytest.mark.parametrize("labels", [0, 5])
@@ -89,7 +89,9 @@ def test_the_report_attacks_with_what_there_is(sets):
 
     def rows(held_out):
         samples = SimpleNamespace(images=images, examined=synthetic, held_out=held_out)
-        return [*evaluation.attacks(samples, saved, Path("checkpoint.pt"), 0)]
+        facts = {"saved": saved, "checkpoint": Path("checkpoint.pt")}
+        options = SimpleNamespace(SEED=0)
+        return [*evaluation.attacks(SimpleNamespace(samples=samples, options=options, **facts))]
 
     assert rows(held_out) == ["images", "other", "chance", "discriminator"]
     saved["model_args"] = {"discriminator": {"texture": False}}
@@ -103,25 +105,25 @@ def test_the_auc_is_that_of_scikit_learn_and_its_interval_holds_what_it_promises
     for _ in range(400):
         members = torch.randn(80, generator=random) + 1
         others = torch.randn(120, generator=random)
-        found = membership.separate(members, others)
+        found = membership.roc_auc(members, others)
         held += found["low"] <= 0.7602 <= found["high"]  # the normal distribution at 1 / sqrt(2)
     assert 0.92 < held / 400 < 0.98
     truth = torch.cat([torch.ones(80), torch.zeros(120)])
     scores = torch.cat([members, others])
     assert found["auc"] == pytest.approx(roc_auc_score(truth, scores))
-    ties = membership.separate(members.round(), others.round())
+    ties = membership.roc_auc(members.round(), others.round())
     assert ties["auc"] == pytest.approx(roc_auc_score(truth, scores.round()))
 
 
-def test_caught_are_those_above_all_but_one_in_a_hundred_of_the_others():
+def test_the_tpr_counts_scores_above_all_but_one_in_a_hundred_of_the_others():
     others = torch.arange(200.0)
-    assert membership.separate(torch.tensor([196.5, 197.5, 198.5, 500.0]), others)["caught"] == 0.75
-    assert membership.separate(torch.tensor([48.5, 49.5]), others[:50])["caught"] == 0.5
+    assert membership.roc_auc(torch.tensor([196.5, 197.5, 198.5, 500.0]), others)["tpr"] == 0.75
+    assert membership.roc_auc(torch.tensor([48.5, 49.5]), others[:50])["tpr"] == 0.5
 
 
 def test_sets_that_are_no_sets_are_refused():
     with pytest.raises(ValueError, match="two scores"):
-        membership.separate(torch.ones(1), torch.ones(5))
+        membership.roc_auc(torch.ones(1), torch.ones(5))
     images = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
     with pytest.raises(ValueError, match="uint8 images"):
         membership.membership_auc(images.float(), images, images)

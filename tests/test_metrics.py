@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from common import metrics, spectrum
+from common import membership, metrics, spectrum
 from common.data import dataset
 
 N = 2300  # half of PneumoniaMNIST
@@ -105,7 +105,7 @@ def test_faint_noise_is_seen_by_the_fine_detail_and_by_nothing_else(halves, proj
     real, other = halves
     noisy = noise(other, grey_levels=5)
     one, two, three = (images[:1500] for images in (real, other, noisy))  # enough, and quicker
-    usual, found = metrics.fine_detail(one, two), metrics.fine_detail(one, three)
+    usual, found = spectrum.fine_detail(one, two), spectrum.fine_detail(one, three)
     assert found[28] > 3 * usual[28]
     assert found[7] == pytest.approx(usual[7], rel=0.1), "noise is finer than this"
 
@@ -119,11 +119,11 @@ def test_faint_noise_is_seen_by_the_fine_detail_and_by_nothing_else(halves, proj
 def test_copies_of_training_images_are_found_and_new_real_images_are_not(halves):
     train, others = halves
     held_out, new = others[: N // 2], others[N // 2 :]
-    found = metrics.memorisation(train[:500], train, held_out)
+    found = membership.memorisation(train[:500], train, held_out)
     assert found == {"ratio": 0, "share": 1}
-    found = metrics.memorisation(noise(train[:500], grey_levels=2), train, held_out)
+    found = membership.memorisation(noise(train[:500], grey_levels=2), train, held_out)
     assert found["ratio"] < 0.5 and found["share"] > 0.9
-    found = metrics.memorisation(new, train, held_out)
+    found = membership.memorisation(new, train, held_out)
     assert 0.9 < found["ratio"] < 1.1
     assert found["share"] < 0.03
 
@@ -140,7 +140,7 @@ def test_a_far_outlier_raises_recall_but_not_coverage():
 def test_detail_of_another_strength_is_no_other_detail(few):
     """The price of Karras et al.'s scaling, which makes the levels comparable."""
     strong, weak = few // 2 * 2, few // 2
-    assert all(value < 0.1 for value in metrics.fine_detail(strong, weak).values())
+    assert all(value < 0.1 for value in spectrum.fine_detail(strong, weak).values())
 
 
 # Arithmetic, by hand
@@ -224,7 +224,7 @@ def test_images_that_are_equal_are_at_a_distance_of_exactly_zero():
 def test_the_distance_of_patches_of_one_grey_is_that_of_the_greys():
     a, b = normal(400, 1).exp(), normal(400, 1, seed=1)
     stacks = [x[:, :, None, None].expand(-1, 1, 7, 7) for x in (a, b)]
-    found = metrics.sliced_wasserstein(*stacks, torch.Generator().manual_seed(0))
+    found = spectrum.sliced_wasserstein(*stacks, torch.Generator().manual_seed(0))
     a, b = (((x - x.mean()) / x.std(correction=0)).flatten().numpy() for x in (a, b))
     # A random direction u in 49 dimensions sees a grey at |sum u| on average, near sqrt(2 / pi).
     expected = scipy.stats.wasserstein_distance(a, b) * (2 / np.pi) ** 0.5
@@ -235,21 +235,21 @@ def test_memorisation_of_flat_greys():
     train = flat(100, 200)
     held_out = flat(110, 110, 130, 140, 150)  # 10, 10, 30, 40 and 50 from 100; 1st percentile 10
     synthetic = flat(100, 110, 111, 215)  # 0, 10 (which counts), 11 and 15
-    found = metrics.memorisation(synthetic, train, held_out)
+    found = membership.memorisation(synthetic, train, held_out)
     assert found == {"ratio": pytest.approx(10.5 / 30), "share": 0.5}
 
 
 def test_the_nearest_images_of_flat_greys():
-    distances, places = metrics.nearest_image(flat(90, 200, 151), flat(100, 200, 151, 100))
+    distances, places = membership.nearest_image(flat(90, 200, 151), flat(100, 200, 151, 100))
     assert distances.tolist() == [10 * 28, 0, 0] and places.tolist() == [0, 1, 2]
 
 
 def test_the_closest_pairs_of_flat_greys():
-    distances, pairs = metrics.closest_pairs(flat(10, 100, 13, 200, 101), 3)
+    distances, pairs = membership.closest_pairs(flat(10, 100, 13, 200, 101), 3)
     assert distances.tolist() == [28, 3 * 28, 87 * 28]
     assert pairs.tolist() == [[1, 4], [0, 2], [1, 2]]
-    assert len(metrics.closest_pairs(flat(10, 100, 13), 9)[0]) == 3, "there are no more"
-    assert metrics.closest_pairs(flat(7, 7), 1)[0] == 0, "one image twice"
+    assert len(membership.closest_pairs(flat(10, 100, 13), 9)[0]) == 3, "there are no more"
+    assert membership.closest_pairs(flat(7, 7), 1)[0] == 0, "one image twice"
 
 
 def test_the_gaussian_reference_has_the_mean_and_covariance_it_was_fitted_to():
@@ -304,7 +304,7 @@ def test_the_pyramid_equals_one_with_scipys_convolution(few):
         spread[::2, ::2] = coarse
         levels.append(image - scipy.ndimage.convolve(spread, 4 * window, mode="mirror"))
         image = coarse
-    for ours, theirs in zip(metrics.pyramid(few), [*levels, image], strict=True):
+    for ours, theirs in zip(spectrum.pyramid(few), [*levels, image], strict=True):
         np.testing.assert_allclose(ours[0, 0], theirs, atol=1e-3)
 
 
@@ -315,7 +315,7 @@ def test_the_same_seed_gives_the_same_number_and_another_seed_another(few):
     def numbers(seed):
         return (
             metrics.fit_features(few, at_most=200, seed=seed)[0].tolist(),
-            metrics.fine_detail(few[:150], few[150:], seed=seed),
+            spectrum.fine_detail(few[:150], few[150:], seed=seed),
             metrics.gaussian_reference(few, 3, seed=seed).tolist(),
         )
 
@@ -333,8 +333,8 @@ def test_the_global_random_state_is_neither_used_nor_moved(few):
             metrics.frechet_distance(real, synthetic),
             metrics.kernel_distance(real, synthetic),
             neighbourhoods(real, synthetic),
-            metrics.fine_detail(half, other),
-            metrics.memorisation(other[:50], half, other[50:]),
+            spectrum.fine_detail(half, other),
+            membership.memorisation(other[:50], half, other[50:]),
             metrics.gaussian_reference(half, 3).tolist(),
         )
 
@@ -358,10 +358,10 @@ def test_the_order_of_the_images_does_not_matter(few):
         assert distance(real.flip(0), synthetic.flip(0)) == expected
     sets = (other[:50], half, other[50:])
     backwards = (images.flip(0) for images in sets)
-    assert metrics.memorisation(*backwards) == metrics.memorisation(*sets)
+    assert membership.memorisation(*backwards) == membership.memorisation(*sets)
     # Patches lie elsewhere in an image that has another number, so this moves a little.
-    expected = pytest.approx(metrics.fine_detail(half, other), rel=0.25)
-    assert metrics.fine_detail(half, other.flip(0)) == expected
+    expected = pytest.approx(spectrum.fine_detail(half, other), rel=0.25)
+    assert spectrum.fine_detail(half, other.flip(0)) == expected
 
 
 def test_the_size_of_the_chunks_does_not_matter(few, monkeypatch):
@@ -371,8 +371,8 @@ def test_the_size_of_the_chunks_does_not_matter(few, monkeypatch):
         return [
             *neighbourhoods(real, synthetic),
             metrics.kernel_distance(real, synthetic),
-            *metrics.memorisation(few[:100], few[100:200], few[200:]).values(),
-            *metrics.nearest_image(few[:50], few[50:])[1].tolist(),
+            *membership.memorisation(few[:100], few[100:200], few[200:]).values(),
+            *membership.nearest_image(few[:50], few[50:])[1].tolist(),
         ]
 
     whole = numbers()
@@ -381,7 +381,7 @@ def test_the_size_of_the_chunks_does_not_matter(few, monkeypatch):
 
 
 def test_a_set_of_images_is_at_no_distance_from_itself(few):
-    assert metrics.fine_detail(few, few) == {28: 0, 14: 0, 7: 0}
+    assert spectrum.fine_detail(few, few) == {28: 0, 14: 0, 7: 0}
     x = metrics.features(few, *metrics.fit_features(few))
     assert metrics.frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
     assert neighbourhoods(x, x)[:2] == (1, 1)
@@ -395,9 +395,9 @@ def test_grey_images_in_three_equal_channels_give_what_they_give_in_one(few):
         basis = metrics.fit_features(a, components=16)
         real, synthetic = metrics.features(a, *basis), metrics.features(b, *basis)
         frechet = metrics.frechet_distance(real, synthetic) / channels
-        found = metrics.memorisation(b[:50], a, b[50:])
+        found = membership.memorisation(b[:50], a, b[50:])
         numbers.append([*neighbourhoods(real, synthetic), frechet, *found.values()])
-        assert metrics.fine_detail(a, b).keys() == {28, 14, 7}
+        assert spectrum.fine_detail(a, b).keys() == {28, 14, 7}
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
 
 
@@ -425,11 +425,11 @@ def test_grey_images_in_three_equal_channels_give_what_they_give_in_one(few):
         lambda: metrics.fit_features(flat(1, 2).float()),
         lambda: metrics.features(flat(1, 2)[0], *metrics.fit_features(flat(1, 2))),
         lambda: metrics.features(flat(1).repeat(1, 3, 1, 1), *metrics.fit_features(flat(1, 2))),
-        lambda: metrics.fine_detail(flat(1, 2), flat(1)),
-        lambda: metrics.fine_detail(flat(1), flat(1).repeat(1, 3, 1, 1)),
-        lambda: metrics.memorisation(flat(1), flat(1), flat()),
-        lambda: metrics.memorisation(flat(1), flat(1, 2), flat(1, 2)),
-        lambda: metrics.closest_pairs(flat(), 3),
+        lambda: spectrum.fine_detail(flat(1, 2), flat(1)),
+        lambda: spectrum.fine_detail(flat(1), flat(1).repeat(1, 3, 1, 1)),
+        lambda: membership.memorisation(flat(1), flat(1), flat()),
+        lambda: membership.memorisation(flat(1), flat(1, 2), flat(1, 2)),
+        lambda: membership.closest_pairs(flat(), 3),
         lambda: metrics.gaussian_reference(flat(), 3),
     ],
 )

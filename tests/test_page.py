@@ -14,8 +14,9 @@ import torch
 from conftest import rewrite, signal_in_step, write_phantoms
 from PIL import Image
 
-from common import metrics
+from common import membership, metrics, spectrum
 from common.data import dataset, phantom
+from common.data.labels import NO_FINDING
 from report import sections
 
 SECTIONS = ["about", "collage", "blind_test", "training", "numbers", "detective"]
@@ -134,7 +135,7 @@ def test_the_numbers_are_those_of_the_log_and_of_the_metrics(reported, page, tra
     a, b = metrics.features(real, *basis), metrics.features(others, *basis)
     assert page.values["density"][1] == pytest.approx(metrics.density(a, b))
     assert page.values["kernel"][1] == pytest.approx(metrics.kernel_distance(a, b))
-    detail = metrics.fine_detail(real, others)
+    detail = spectrum.fine_detail(real, others)
     for pixels in (28, 14, 7):
         assert page.values[f"detail_{pixels}"][1] == pytest.approx(detail[pixels])
     assert f"k = {metrics.K}" in page.text and "no FID" in page.text
@@ -147,7 +148,7 @@ def test_memorisation_is_measured_against_the_test_split(
     held_out = held_out[torch.randperm(2000, generator=torch.Generator().manual_seed(0))[:1000]]
     with np.load(reported / "images/phantom/synthetic/synthetic.npz") as arrays:
         synthetic = torch.from_numpy(arrays["images"])[:, None]
-    found = metrics.memorisation(synthetic, training_images, held_out)
+    found = membership.memorisation(synthetic, training_images, held_out)
     assert page.values["ratio"][:2] == pytest.approx([found["ratio"], 1])
     assert page.values["share"][0] == pytest.approx(found["share"])
     assert "1,000 phantoms of the test split" in page.text
@@ -280,7 +281,7 @@ def test_a_conditional_run_shows_each_label_beside_phantoms_that_have_it(run, tr
     has = {name: column.sum() for name, column in zip(phantom.LABELS, labels.T, strict=True)}
     assert dict(rows) == {
         **{name: str(int(n)) for name, n in has.items()},
-        dataset.NO_FINDING: str(int((labels == 0).all(1).sum())),
+        NO_FINDING: str(int((labels == 0).all(1).sum())),
     }
     assert len(page.pictures("for each label")) == 2 * len(rows)
 

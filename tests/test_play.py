@@ -16,7 +16,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import REPO, run_script
 from PIL import Image
 from test_page import only
@@ -26,7 +25,7 @@ import dcgan
 from common import checkpoint
 from common.data import dataset
 from report import export_js, play
-from report.sections import Captions
+from report.context import Captions
 
 ONLY_PLAY = only("play")
 NODE = """
@@ -80,22 +79,31 @@ def trained_a_little(network, *inputs):
     return network.eval()
 
 
-KINDS = {"plain": (1, 0), "conditional": (1, 2), "colour": (3, 8)}
+KINDS = {  # channels, labels, size, bilinear
+    "plain": (1, 0, 28, True),
+    "conditional": (1, 2, 28, True),
+    "colour": (3, 8, 28, True),
+    "transposed": (1, 0, 28, False),
+    "64": (1, 0, 64, True),
+    "64 conditional transposed": (1, 2, 64, False),
+}
 
 
-@pytest.mark.parametrize("channels, labels", KINDS.values(), ids=KINDS)
-def test_play_js_computes_the_networks_as_pytorch_does(channels, labels):
+@pytest.mark.parametrize("channels, labels, size, bilinear", KINDS.values(), ids=KINDS)
+def test_play_js_computes_the_networks_as_pytorch_does(channels, labels, size, bilinear):
     torch.manual_seed(0)
-    vectors = [torch.randint(0, 2, (64, labels)).float()] if labels else []
-    latents = torch.randn(64, 100)
-    arguments = {"channels": channels, "labels": labels}
-    generator = trained_a_little(dcgan.Generator(**arguments), latents, *vectors)
+    n = 64 if size == 28 else 4  # images
+    vectors = [torch.randint(0, 2, (n, labels)).float()] if labels else []
+    latents = torch.randn(n, 100)
+    arguments = {"channels": channels, "labels": labels, "size": size}
+    generator = dcgan.Generator(**arguments, bilinear=bilinear)
+    generator = trained_a_little(generator, latents, *vectors)
     expected, _ = in_torch(generator, latents, *vectors)
     images, _ = in_node(generator, latents, *vectors)
     difference = (images - expected).abs().max() * 127.5
     assert expected.std() > 0.1 and difference < 0.5, "half a grey level: at most 1 once rounded"
 
-    shown = dataset.to_network(torch.randint(0, 256, (64, channels, 28, 28)))
+    shown = dataset.to_network(torch.randint(0, 256, (n, channels, size, size)))
     discriminator = trained_a_little(dcgan.Discriminator(**arguments), shown, *vectors)
     expected, gradient = in_torch(discriminator, shown, *vectors)
     logits, found = in_node(discriminator, shown, *vectors)
@@ -104,86 +112,6 @@ def test_play_js_computes_the_networks_as_pytorch_does(channels, labels):
     # A LeakyReLU at its bend may fall to the other side, which changes a few pixels' gradients.
     near = (found - gradient[:16]).abs() < 0.02 * gradient.abs().max()
     assert near.float().mean() > 0.99
-
-
-class OtherGenerator(nn.Module):
-    """Upsampling in place of transposed convolutions, and what else may be in a generator."""
-
-    def __init__(self):
-        super().__init__()
-        self.project = nn.Linear(10, 8 * 16)
-        self.start = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(inplace=True))
-        self.middle = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="bilinear"),
-            nn.Conv2d(8, 12, 3, padding=1, padding_mode="reflect", bias=False),
-            nn.BatchNorm2d(12),
-            nn.LeakyReLU(0.1),
-            nn.ConvTranspose2d(12, 6, 3, stride=2, padding=1, output_padding=1, groups=3),
-            nn.ConvTranspose2d(6, 6, 1, stride=2, output_padding=1),
-            nn.Dropout(0.5),
-            nn.Conv2d(6, 12, 3, padding="same", dilation=2, groups=2),
-            nn.PixelShuffle(2),
-            nn.Upsample(scale_factor=2),
-            nn.AvgPool2d(4),
-        )
-        self.gain = nn.Parameter(torch.rand(1, 3, 1, 1))
-
-    def forward(self, latents):
-        x = self.middle(self.start(self.project(latents).view(-1, 8, 4, 4)))
-        low, high = x.chunk(3, dim=1)[0], x[:, 1:2]
-        x = torch.cat([low, high, low - high], dim=1) * self.gain + 0.1
-        x += torch.sigmoid(x.mean((2, 3), keepdim=True))
-        return F.hardtanh(torch.tanh(x) * 1.1)
-
-
-class OtherDiscriminator(nn.Module):
-    """Two branches of one logit each, one of them on Haar bands of their own scale."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("scale", torch.rand(1, 4, 1, 1) + 0.1)
-        self.bands = nn.Sequential(
-            nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.LeakyReLU(0.2, inplace=True)
-        )
-        self.bands_head = nn.Conv2d(8, 1, 1)
-        self.whole = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Flatten())
-        self.norm = nn.BatchNorm1d(8 * 16)
-        self.head = nn.Linear(8 * 16, 1)
-
-    def forward(self, images):
-        grey = images.mean(1, keepdim=True)
-        a, b = grey[..., ::2, ::2], grey[..., ::2, 1::2]
-        c, d = grey[..., 1::2, ::2], grey[..., 1::2, 1::2]
-        haar = torch.cat([a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d], 1) / 2
-        bands = self.bands_head(self.bands(haar / self.scale)).mean((1, 2, 3))
-        whole = self.head(self.norm(self.whole(F.pad(images, (0, 0, 0, 0))))).squeeze(1)
-        return torch.stack([whole, bands], dim=1)
-
-
-def test_play_js_computes_other_architectures_too():
-    torch.manual_seed(0)
-    latents, images = torch.randn(8, 10), torch.rand(8, 3, 16, 16) * 2 - 1
-    generator = trained_a_little(OtherGenerator(), latents)
-    expected, gradient = in_torch(generator, latents)
-    found, change = in_node(generator, latents)
-    assert expected.shape == (8, 3 * 32 * 32) and expected.std() > 0.1
-    assert (found - expected).abs().mean() < 1e-3 and torch.allclose(found, expected, atol=0.02)
-    assert torch.allclose(change, gradient, rtol=0.01, atol=0.01 * gradient.abs().max().item())
-
-    discriminator = trained_a_little(OtherDiscriminator(), images)
-    expected, gradient = in_torch(discriminator, images)
-    found, change = in_node(discriminator, images)
-    assert expected.shape == (8, 2)
-    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
-    assert torch.allclose(change, gradient, rtol=0.01, atol=0.01 * gradient.abs().max().item())
-
-    class Heads(OtherDiscriminator):  # a list of logits
-        def forward(self, images):
-            return [*super().forward(images).unbind(1)]
-
-    heads = Heads().eval()
-    heads.load_state_dict(discriminator.state_dict())
-    assert torch.equal(in_node(heads, images)[0], found)
 
 
 def test_a_layer_that_play_js_lacks_is_named():
@@ -273,8 +201,8 @@ def test_pages_of_larger_images_say_why_they_cannot_be_played(tmp_path):
     captions = Captions("Phantom", "phantom", "phantoms", 1, "epoch 1 of 1", "the last", "of 1")
     samples = SimpleNamespace(images=torch.zeros(2, 1, 128, 128))
     saved = {"settings": {"DATASET": "phantom"}, "info": {}}
-    paths = (tmp_path / "checkpoint.pt", tmp_path / "phantom.npz")
-    assert play.play(captions, samples, None, saved, *paths, {}, tmp_path, None)
+    facts = {"captions": captions, "samples": samples, "saved": saved, "out": tmp_path}
+    assert play.play(SimpleNamespace(**facts, size=128))
     html = (tmp_path / "play.html").read_text(encoding="utf-8")
     assert "128 x 128 pixels" in html and "up to 64 pixels" in html and "<script" not in html
 

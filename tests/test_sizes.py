@@ -13,7 +13,7 @@ from PIL import Image
 from test_training import assert_same_run
 from torch import nn
 
-from common import checkpoint, detective, hardware, metrics, spectrum
+from common import checkpoint, detective, hardware, membership, metrics, spectrum
 from common.data import dataset, download, phantom
 from dcgan import Discriminator, Generator, initialise, sides
 
@@ -221,17 +221,17 @@ def test_features_and_neighbours_are_those_of_images_averaged_to_28_or_32(size):
     with_noise[:, :, ::factor, ::factor] ^= 1
     change = metrics.features(with_noise, mean, basis) - metrics.features(images, mean, basis)
     assert change.abs().max() < 1
-    distance, index = metrics.nearest_image(images[:5], images)
+    distance, index = membership.nearest_image(images[:5], images)
     assert (distance == 0).all() and index.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_fine_detail_has_all_levels_from_the_size_down(size):
     images = torch.from_numpy(phantom.make_split(20, 1, size)[0])[:, None]
-    levels = metrics.fine_detail(images, images)
+    levels = spectrum.fine_detail(images, images)
     assert [*levels] == SIDES[size][:-1] and set(levels.values()) == {0}
     board = 8 * ((torch.arange(size)[:, None] + torch.arange(size)) % 2)
-    found = metrics.fine_detail(images, (images.int() + board).clamp(0, 255).to(torch.uint8))
+    found = spectrum.fine_detail(images, (images.int() + board).clamp(0, 255).to(torch.uint8))
     assert found[size] > 5 * found[size // 2]  # only the finest level sees single pixels
 
 

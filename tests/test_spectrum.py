@@ -113,7 +113,7 @@ def test_the_best_epoch_is_not_the_one_with_the_strongest_blur(films):
     assert runs.choose_epoch("best", {1: "a", 2: "b"}, history) == 1
     assert not log.warnings(history[0])
     (warning,) = log.warnings(history[1])
-    assert "too smooth" in warning and "0.32 cycles per pixel" in warning
+    assert "too smooth" in warning and "0.32 to 0.71 cycles per pixel" in warning
 
 
 def test_the_spectrum_shows_a_wave_at_its_frequency():

@@ -273,26 +273,15 @@ def test_what_killed_processes_left_is_removed_the_next_time(run, small):
 # Servers
 
 
-def drip(connection, header):
-    """Send a byte every now and then, for ever."""
-    connection.sendall(header)
-    while True:
-        connection.sendall(b"a")
-        time.sleep(0.05)
-
-
 def redirect(address):
     answer = f"HTTP/1.0 302 Found\r\nLocation: {address}\r\n\r\n".encode()
     return lambda connection: connection.sendall(answer)
 
 
 ANSWERS = {
-    "a slow body": (lambda c: drip(c, b"HTTP/1.0 200 OK\r\n\r\n"), "bytes a second"),
-    "a slow header": (lambda c: drip(c, b"HTTP/1.0 200 OK\r\nX: "), "no answer in 0.4 s"),
-    "a slow status": (lambda c: drip(c, b""), "no answer in 0.4 s"),
-    "a redirect to half an address": (redirect("http://[::1"), "wrong address"),
+    "a redirect to half an address": (redirect("http://[::1"), ""),
     "a redirect to no port": (redirect("http://127.0.0.1:port/"), "connection failed"),
-    "a redirect to a file": (redirect("file:///etc/hosts"), "302"),
+    "a redirect to a file": (redirect("file:///etc/hosts"), "file:///etc/hosts"),
     "a redirect to a long host": (redirect(f"http://{'a' * 70}.b/"), ""),
     "escape codes": (lambda c: c.sendall(b"HTTP/1.0 404 \x1b[31mNo\r\n\r\n"), "404 \\x1b[31mNo"),
     "escape codes for HTTP": (lambda c: c.sendall(b"\x1b[31mNo\r\n"), "\\x1b[31mNo"),
@@ -301,7 +290,6 @@ ANSWERS = {
 
 @pytest.mark.parametrize(("answer", "cause"), ANSWERS.values(), ids=ANSWERS)
 def test_whatever_a_server_does_ends_with_a_message(answer, cause, monkeypatch):
-    monkeypatch.setattr(download, "WINDOW", 0.4)
     monkeypatch.setattr(download, "RETRIES", 0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 

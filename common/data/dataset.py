@@ -1,5 +1,6 @@
 """Images and labels of a data set as tensors: from a file, a download, or the phantom."""
 
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import one_hot
 
 from common import errors, files, hardware
 from common.data import download, npz_file, own_images, phantom
@@ -30,7 +30,6 @@ INFO["phantom"] = {
 NAMES = list(INFO)
 KEYS = [f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")]
 SIZES = (28, 64, 128, 224)  # pixels, height and width
-NO_FINDING = "no finding"
 OFFICIAL = "the official file (MD5 agrees)"
 OWN = "your own images"
 
@@ -53,9 +52,18 @@ def sized(name, size):
     return name if size == 28 else f"{name}_{size}"
 
 
-def file(folder, name, size=28):
-    """Return the path of a data set's file in a folder. name: as check_name returns it."""
-    return Path(folder) / f"{sized(name, size) if name in NAMES else f'{name}_{size}'}.npz"
+@dataclasses.dataclass(frozen=True)
+class DataFile:
+    """The .npz file of a data set, or of your own images, at one size in pixels."""
+
+    name: str  # as check_name returns it
+    folder: str | Path = "data"
+    size: int = 28
+
+    @property
+    def path(self):
+        name = sized(self.name, self.size) if self.name in NAMES else f"{self.name}_{self.size}"
+        return Path(self.folder) / f"{name}.npz"
 
 
 def check_name(name, size=28):
@@ -75,10 +83,10 @@ def check_name(name, size=28):
     raise UserError(f"DATASET={name}: {hint}{known} Or it is the path of your own images.")
 
 
-def find_info(name, folder, size=28):
-    """Return what is known of a data set of which load has made sure that it is in a folder."""
-    name = check_name(name, size)
-    return INFO[name] if name in NAMES else own_images.describe(file(folder, name, size), name)
+def find_info(data):
+    """Return what is known of a DataFile that `load` has made, a table as in medmnist.INFO."""
+    known = data.name in NAMES
+    return INFO[data.name] if known else own_images.describe(data.path, data.name)
 
 
 def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trained_on=""):
@@ -96,7 +104,8 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trai
     Raises UserError if there is no usable file and none can be made or downloaded.
     """
     given, name = name, name if trained_on else check_name(name, size)
-    path = file(folder, name, size)
+    data = DataFile(name, folder, size)
+    path = data.path
     if trained_on:
         with errors.reading(path):
             missing = not path.exists()
@@ -112,12 +121,12 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trai
     else:
         own_images.read_once(given, path, size)
     lacks = split != "train" and name not in NAMES  # your own images need no other splits
-    images, labels = read_split(path, split, name, may_be_empty=lacks, size=size)
+    images, labels = read_split(data, split, may_be_empty=lacks)
     if fraction < 1.0:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         chosen = order[: max(1, round(fraction * len(images)))]
         images, labels = images[chosen], labels[chosen]
-    return images, labels, f"{path}, {provenance(name, path, size)}"
+    return images, labels, f"{path}, {provenance(data)}"
 
 
 def to_network(pixels):
@@ -135,90 +144,6 @@ def to_hwc(images):
     return images.permute(0, 2, 3, 1).squeeze(-1).numpy()
 
 
-def encode_labels(data, labels):
-    """Return labels (N, L), as load returns them, as float vectors (N, K) of 0 and 1.
-
-    Where an image can have several findings or none, as in ChestMNIST, K = L and each finding has
-    a column. Where each has one class, K is the number of classes, one column of which is 1.
-    data: the name of the data set, or what is known of it. Raises UserError for labels that the
-    data set cannot have.
-    """
-    names = label_names(data)
-    if not names:
-        raise UserError(
-            f"{title(data)} has no labels that could be learned: put the images into one folder "
-            "for each label, or train with --CONDITIONAL=False"
-        )
-    multilabel = is_multilabel(data)
-    columns, highest = (len(names), 1) if multilabel else (1, len(names) - 1)
-    width, odd = labels.shape[1], (labels < 0) | (labels > highest)
-    if width != columns or odd.any():
-        span = f" of {labels.min()} to {labels.max()}" if labels.numel() else ""
-        raise UserError(
-            f"the labels of {title(data)} have {width} columns{span}, not {columns} of 0 to "
-            f"{highest}, so they cannot be learned. Put the right ones into the file, or train "
-            "with --CONDITIONAL=False"
-        )
-    return labels.float() if multilabel else one_hot(labels[:, 0], len(names)).float()
-
-
-def label_names(data):
-    """Return what the columns of a data set's label vectors stand for."""
-    return list(about(data)["label"].values())
-
-
-def is_multilabel(data):
-    """Whether an image of a data set can have several labels or none, not exactly one."""
-    return about(data)["task"].startswith("multi-label")
-
-
-def single_labels(data, label_counts):
-    """Return {label: the vector of it alone, uint8 (K,)} for the labels in label_counts.
-
-    Where an image can have no label, the vector of zeros is called "no finding".
-    """
-    names, rows = label_names(data), label_counts["rows"]
-    alone = zip(names, torch.eye(len(names), dtype=torch.uint8), rows.T, strict=True)
-    found = {label: vector for label, vector, column in alone if column.any()}
-    if is_multilabel(data) and not rows.any(dim=1).all():
-        found[NO_FINDING] = torch.zeros(len(names), dtype=torch.uint8)
-    return found
-
-
-def has_labels(vectors, wanted):
-    """Which label vectors (N, K) have all labels of one vector (K,); of a zero vector, no label."""
-    return vectors[:, wanted > 0].all(dim=1) if wanted.any() else ~vectors.any(dim=1)
-
-
-def decode_labels(data, vectors):
-    """Return label vectors (N, K) as files hold them, uint8 (N, L): encode_labels reversed."""
-    if is_multilabel(data) or vectors.shape[1] == 0:
-        return vectors.to(torch.uint8)
-    return vectors.argmax(dim=1, keepdim=True).to(torch.uint8)
-
-
-def count_labels(labels):
-    """Return {"rows": distinct label vectors, uint8 (U, K), "counts": how often each occurs, (U,)}.
-
-    Returns an empty dict if K is 0, as in a run without CONDITIONAL.
-    """
-    if labels.shape[1] == 0:
-        return {}
-    rows, counts = labels.to(torch.uint8).unique(dim=0, return_counts=True)
-    return {"rows": rows, "counts": counts}
-
-
-def draw_labels(label_counts, n, random):
-    """Draw n label vectors, float (n, K), each row of label_counts as often as it was counted.
-
-    random: a torch.Generator. K is 0 if label_counts is empty.
-    """
-    if not label_counts:
-        return torch.zeros(n, 0)
-    chosen = label_counts["counts"].double().multinomial(n, replacement=True, generator=random)
-    return label_counts["rows"][chosen].float()
-
-
 def sha256(images, labels=None):
     """Return the SHA-256 of images and label vectors, by which a run knows its data again."""
     digest = hashlib.sha256()
@@ -229,36 +154,37 @@ def sha256(images, labels=None):
     return digest.hexdigest()
 
 
-def is_official(name, path, size=28):
-    """Whether a file is MedMNIST's own, by its MD5. False for the phantom and your own images."""
-    if "MD5" not in INFO.get(name, {}):
+def is_official(data):
+    """Whether a DataFile is MedMNIST's, by its MD5. False for the phantom and your own images."""
+    if "MD5" not in INFO.get(data.name, {}):
         return False
-    with errors.reading(path):
-        about = Path(path).stat()
-        digest = md5_of(path, about.st_size, about.st_mtime_ns, about.st_ino)
-    return digest == INFO[name][sized("MD5", size)]
+    with errors.reading(data.path):
+        about = data.path.stat()
+        digest = md5_of(data.path, about.st_size, about.st_mtime_ns, about.st_ino)
+    return digest == INFO[data.name][sized("MD5", data.size)]
 
 
 @functools.lru_cache  # a report asks four times, and files can have gigabytes
 def md5_of(path, *_):
     """Return the MD5 of a file; what else is given tells a file from one that replaced it."""
+    md5 = functools.partial(hashlib.md5, usedforsecurity=False)  # FIPS mode refuses it otherwise
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, download.md5).hexdigest()
+        return hashlib.file_digest(file, md5).hexdigest()
 
 
-def provenance(name, path, size=28):
-    """Return in words where a file comes from."""
-    if name == "phantom":
+def provenance(data):
+    """Return in words where a DataFile comes from."""
+    if data.name == "phantom":
         return "drawn by phantom.py: computer-drawn phantoms, not patients"
-    if name not in NAMES:
+    if data.name not in NAMES:
         return OWN
-    if is_official(name, path, size):
+    if is_official(data):
         return OFFICIAL
     return "not the official file (its MD5 differs), used as it is"
 
 
-def read_split(path, split, name, may_be_empty=False, size=28):
-    """Read images (N, C, size, size) and labels (N, L) from a file in MedMNIST's layout.
+def read_split(data, split, may_be_empty=False):
+    """Read images (N, C, size, size) and labels (N, L) from a DataFile in MedMNIST's layout.
 
     The order of elements and bytes in the file makes no difference. may_be_empty: whether N may
     be 0. Images that would fill more than half of the free memory are unpacked into a file beside
@@ -266,9 +192,12 @@ def read_split(path, split, name, may_be_empty=False, size=28):
     or of another layout or size, or cannot be read now.
     """
 
+    name, size, path = data.name, data.size, data.path
+
     def refuse(cause, found=size):
         if found in SIZES and found != size:
-            fix = f"Rename it to {file('', name, found)} and give --SIZE={found}, or move it away."
+            other = DataFile(name, "", found).path
+            fix = f"Rename it to {other} and give --SIZE={found}, or move it away."
         elif name == "phantom":
             fix = "Move it away, and it is drawn again."
         elif name not in NAMES:
@@ -313,12 +242,12 @@ def read_split(path, split, name, may_be_empty=False, size=28):
     return images, labels if labels.ndim == 2 else labels.unsqueeze(1)
 
 
-def check_channels(path, split, images, channels):
+def check_channels(data, split, images, channels):
     """Raise UserError unless images (N, C, S, S) have as many channels as those trained on."""
     if images.shape[1] != channels:
         raise UserError(
-            f"{path} has {split}_images with {images.shape[1]} channels, the run was trained on "
-            f"{channels}. Give the folder of the right file as --DATA_DIR"
+            f"{data.path} has {split}_images with {images.shape[1]} channels, the run was trained "
+            f"on {channels}. Give the folder of the right file as --DATA_DIR"
         )
 
 

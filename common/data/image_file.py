@@ -90,7 +90,7 @@ def is_dicom(name):
     return name.lower().endswith(".dcm")
 
 
-def demand_pydicom(path):
+def require_pydicom(path):
     """Raise UserError, with the command that installs it, unless pydicom can be imported.
 
     path: a file that cannot be read without it.

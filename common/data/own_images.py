@@ -248,7 +248,7 @@ def read_folder(root, paths, target, size):
         )
     needs = next((paths[number] for number in used if image_file.is_dicom(paths[number][-1])), None)
     if needs:
-        image_file.demand_pydicom(root.joinpath(*needs))
+        image_file.require_pydicom(root.joinpath(*needs))
 
     images = np.empty((len(used), size, size), np.uint8)
     kept, bad, own_range, coloured = [], [], 0, []
