@@ -119,8 +119,8 @@ def warnings(row):
         what = "horizontal stripes" if waves == "vertical" else "detail"
         lines.append(
             f"synthetic images are too smooth: at {spectrum.band_text(low)} cycles per pixel, "
-            f"{what} has {ratio:.2f} of the amplitude in real images. Try more EPOCHS or, in a new run, a "
-            "lower EMA_HALF_LIFE."
+            f"{what} has {ratio:.2f} of the amplitude in real images. Try more EPOCHS or, in a new "
+            "run, a lower EMA_HALF_LIFE."
         )
     return lines
 
