@@ -42,7 +42,7 @@ from common.errors import UserError
 # --- Run ---
 RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
 MODELS_DIR = "models"  # where train_model.py keeps its runs
-EPOCH = "last"  # to draw from: "last", "best" (the one with the highest coverage) or a number
+EPOCH = "last"  # to draw from: "last", "best" (the one with the highest score) or a number
 
 # --- Images ---
 N_IMAGES = 0  # how many; 0: as many as the whole data set has for training [0 to 10000000]

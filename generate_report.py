@@ -35,7 +35,7 @@ RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
 MODELS_DIR = "models"  # where train_model.py keeps its runs
 DATA_DIR = ""  # folder of the .npz files; empty: the one the run was trained from
 IMAGES_DIR = "images"  # the report goes to IMAGES_DIR/RUN_NAME
-EPOCH = "last"  # the generator to show: "last", "best" (highest coverage) or the number of an epoch
+EPOCH = "last"  # the generator to show: "last", "best" (highest score) or the number of an epoch
 SEED = 0  # of the synthetic images and the choice of real ones [0 to 2147483647]
 
 # --- Sections of the page; one that is off draws no pictures ---
@@ -126,7 +126,7 @@ def describe(saved, snapshots):
     if EPOCH != "last":
         epoch = runs.choose_epoch(EPOCH, snapshots, saved["history"])
         when = f"epoch {epoch} {of_epochs}"
-        best = "the one with the highest coverage"
+        best = "the one with the highest product of coverage and amplitude of detail"
         why = best if EPOCH == "best" else "the one that was asked for"
     elif saved["images_seen"] > 0:
         when = f"in epoch {saved['epoch'] + 1} {of_epochs}, unfinished"

@@ -102,8 +102,8 @@ def main(constants):
         log.print_summary(run, progress, model, source, folder, pictures, reference)
         images = hardware.place(images, device)
         train(images, labels.to(device), run, progress, model, folder, reference)
-        if log.looks_collapsed(progress.history[-1]):
-            print(log.COLLAPSE)
+        for warning in log.warnings(progress.history[-1]):
+            print(warning)
         print(f"{folder} is finished, after epoch {EPOCHS}. Now run: python generate_report.py")
 
 

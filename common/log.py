@@ -4,7 +4,7 @@ import shlex
 import sys
 from datetime import timedelta
 
-from common import distributed, hardware
+from common import distributed, hardware, metrics, spectrum
 from common.data import dataset
 from common.data.labels import label_names
 
@@ -82,13 +82,16 @@ def describe_means(row):
 
 
 def describe_metrics(row):
-    return " ".join(f"{key} {row[key]:.2f}" for key in ("precision", "recall", "coverage"))
+    line = " ".join(f"{key} {row[key]:.2f}" for key in ("precision", "recall", "coverage"))
+    worst = spectrum.worst_band(row)
+    return line + (f" detail {worst[1]:.2f}" if worst else "")
 
 
 def describe_epoch(history, epochs):
     """Return the status line of the last epoch of the history, of so many that the run will have.
 
-    A line below it says when the run has collapsed or its best epoch is over.
+    detail: the amplitude ratio that is furthest from 1. A line below says when the run has
+    collapsed or its best epoch is over.
     """
     row = history[-1]
     seconds = row["seconds"] + row["maintenance_seconds"]
@@ -98,7 +101,7 @@ def describe_epoch(history, epochs):
     line += f", {describe_metrics(row)}" if "coverage" in row else ""
     line += f", {left} left" + (f"\n{COLLAPSE}" if looks_collapsed(row) else "")
     if better := better_epoch(history):
-        line += f"\ncoverage was higher in epoch {better['epoch']}: {better['coverage']:.2f}"
+        line += f"\nepoch {better['epoch']} was better: {describe_metrics(better)}"
     return line
 
 
@@ -107,15 +110,30 @@ def looks_collapsed(row):
     return row.get("coverage", 1.0) < 0.1 and row["step"] >= 500
 
 
-def better_epoch(history):
-    """Return the row of the epoch with the highest coverage if training has since got worse.
+def warnings(row):
+    """Return lines on what is wrong with the last epoch, a row of the history."""
+    lines = [COLLAPSE] if looks_collapsed(row) else []
+    name, ratio = spectrum.worst_band(row) or ("", 1.0)
+    if ratio < 0.5 and row["step"] >= 500:
+        waves, low = name.split("_")
+        what = "horizontal stripes" if waves == "vertical" else "detail"
+        lines.append(
+            f"synthetic images are too smooth: at {spectrum.band_text(low)} cycles per pixel, "
+            f"{what} has {ratio:.2f} of the amplitude in real images. Try more EPOCHS or, in a new "
+            "run, a lower EMA_HALF_LIFE."
+        )
+    return lines
 
-    That is when it lies at least five epochs back and the highest coverage of the last five is
-    lower by 0.02, about the spread of seeds (docs/RESULTS.md). Else None.
+
+def better_epoch(history):
+    """Return the row of the epoch with the highest metrics.score if training has since got worse.
+
+    That is when it lies at least five epochs back and the highest score of the last five is lower
+    by 0.02, about the spread of coverage over seeds (docs/RESULTS.md). Else None.
     """
-    covered = [row for row in history if "coverage" in row]
-    best = max(covered, key=lambda row: row["coverage"], default=None)
-    recent = [row["coverage"] for row in covered[-5:]]
-    if best is None or best in covered[-5:] or max(recent) > best["coverage"] - 0.02:
+    measured = [row for row in history if "coverage" in row]
+    best = max(measured, key=metrics.score, default=None)
+    recent = [metrics.score(row) for row in measured[-5:]]
+    if best is None or best in measured[-5:] or max(recent) > metrics.score(best) - 0.02:
         return None
     return best

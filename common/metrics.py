@@ -10,6 +10,8 @@ Features and distances are those of images averaged to 28 or 32 pixels a side (`
 import torch
 from torch.nn.functional import avg_pool2d
 
+from common.spectrum import band_amplitudes, band_ratios, check_images, worst_band
+
 CHUNK = 1024  # rows of a distance or kernel matrix held in memory at once
 MIN_IMAGES = 20  # with fewer no metric is computed: five neighbours would be a quarter of them
 K = 5  # nearest neighbours, as in Naeem et al. 2020
@@ -213,18 +215,19 @@ def fit_reference(images, real, seed=0):
     uint8 (N, C, S, S). Returns a dict of tensors and the number "n" of real images.
     """
     mean, basis = fit_features(images, seed=seed)
+    amplitudes = band_amplitudes(real)
     real = features(real, mean, basis)
-    radii = neighbour_radii(real)
-    return {"n": len(real), "mean": mean, "basis": basis, "features": real, "radii": radii}
+    reference = {"n": len(real), "mean": mean, "basis": basis, "features": real}
+    return reference | {"radii": neighbour_radii(real), "amplitudes": amplitudes}
 
 
 def evaluate(reference, synthetic):
     """Return the metrics that are cheap enough for every epoch, rounded to four digits.
 
-    Formula, range, better direction and source: as for `precision`, `recall`, `coverage` and
-    `frechet_distance`. reference: as `fit_reference` returns. Shapes: uint8 (n, C, S, S), with as
-    many images as `fit_reference` got real ones -> {"precision": a, "recall": b, "coverage": c,
-    "frechet": d}.
+    Formula, range, better direction and source: as for `precision`, `recall`, `coverage`,
+    `frechet_distance` and `band_ratios`. reference: as `fit_reference` returns. Shapes: uint8
+    (n, C, S, S), with as many images as `fit_reference` got real ones -> {"precision": a,
+    "recall": b, "coverage": c, "frechet": d, "vertical_06": e, ...}.
     """
     ours = features(synthetic, reference["mean"], reference["basis"])
     real = reference["features"]
@@ -234,8 +237,20 @@ def evaluate(reference, synthetic):
         "recall": recall(real, ours),
         "coverage": float(inside.any(1).double().mean()),
         "frechet": frechet_distance(real, ours),
-    }
+    } | band_ratios(synthetic, reference["amplitudes"])
     return {name: round(number, 4) for name, number in numbers.items()}
+
+
+def score(row):
+    """Return by how much an epoch is good, from a row of its metrics; None without coverage.
+
+    Formula: coverage times r, r the amplitude ratio furthest from 1, or 1 / r if it is above 1.
+    Coverage alone prefers a blur. Range: [0, 1]. Higher is better. Source: ours.
+    """
+    if "coverage" not in row:
+        return None
+    _, ratio = worst_band(row) or (None, 1.0)
+    return row["coverage"] * min(ratio, 1 / ratio)
 
 
 def coverage_of_label(reference, real, synthetic, seed=0):
@@ -257,13 +272,6 @@ def coverage_of_label(reference, real, synthetic, seed=0):
     mean, basis = reference["mean"], reference["basis"]
     real, other, ours = (features(images, mean, basis) for images in (*halves, synthetic))
     return {"n": n, "coverage": coverage(real, ours), "real_vs_real": coverage(real, other)}
-
-
-def check_images(images):
-    height, width = images.shape[2:] if images.ndim == 4 else (0, 0)
-    if images.dtype != torch.uint8 or height != width or width < 28 or len(images) == 0:
-        got = f"{images.dtype} {(*images.shape,)}"
-        raise ValueError(f"uint8 images (N, C, S, S), N > 0 and S >= 28, are needed, not {got}")
 
 
 def check_features(a, b, at_least=1):

@@ -7,7 +7,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from common import errors, files
+from common import errors, files, metrics
 from common.data import dataset
 from common.data.dataset import DataFile
 from common.data.labels import encode_labels
@@ -64,13 +64,13 @@ def find_snapshots(folder):
 def choose_epoch(epoch, snapshots, history):
     """Return the epoch that "best" or a number as a string means, as an int.
 
-    The best epoch is the one with the highest coverage. snapshots: as find_snapshots returns;
+    The best epoch is the one with the highest metrics.score. snapshots: as find_snapshots returns;
     history: the rows of log.csv. Raises UserError if no generator of the epoch was saved.
     """
-    coverage = {row["epoch"]: row["coverage"] for row in history if "coverage" in row}
-    measured = coverage.keys() & snapshots.keys()
+    scores = {row["epoch"]: metrics.score(row) for row in history if "coverage" in row}
+    measured = scores.keys() & snapshots.keys()
     if epoch == "best" and measured:
-        return max(sorted(measured), key=coverage.get)
+        return max(sorted(measured), key=scores.get)
     if epoch.isdecimal() and int(epoch) in snapshots:
         return int(epoch)
     saved = ", ".join(str(number) for number in snapshots) or "none so far"

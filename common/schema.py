@@ -13,6 +13,7 @@ from typing import Annotated
 
 import torch
 
+from common import spectrum
 from common.data import dataset
 from common.data.labels import label_names
 from common.validate import ByType, Integer, ListOf, Number, OneOf, Table, Tensor, Text, describe
@@ -57,7 +58,8 @@ ROW = Table(  # of the history
     {"epoch": Integer(1), "step": Integer(1)}
     | dict.fromkeys(("loss_discriminator", "loss_generator", "d_real", "d_fake"), Number()),
     optional={"seconds": SECONDS, "maintenance_seconds": SECONDS, "images_per_second": Number(0)}
-    | dict.fromkeys(("precision", "recall", "coverage", "frechet"), Number()),
+    | dict.fromkeys(("precision", "recall", "coverage", "frechet"), Number())
+    | dict.fromkeys(spectrum.RATIOS, Number(1e-9)),
     others=VALUE,
 )
 STATE_DICT = Table(others=Tensor())

@@ -37,6 +37,12 @@ METRICS = {
         "lower",
         "distance between small patches at full resolution: edges and noise",
     ),
+    "bands": (
+        "Amplitude of {}, {} cycles per pixel",
+        "near 1",
+        "of synthetic images, over that of real ones: below 1 detail is missing, above 1 there is "
+        "too much of it",
+    ),
     "ratio": (
         "Memorisation ratio",
         "near 1",
@@ -55,9 +61,18 @@ COARSER = ("half", "a quarter of", "an eighth of", "a sixteenth of", "a thirty-s
 
 
 def describe_metrics(levels):
-    """Return METRICS with fine detail at each level of the pyramid, in pixels, the finest first."""
+    """Return METRICS with fine detail at each level of the pyramid, in pixels, the finest first.
+
+    And with the amplitude in each of spectrum.RATIOS.
+    """
     described = {}
     for key, (name, better, meaning) in METRICS.items():
+        if key == "bands":
+            for ratio in spectrum.RATIOS:
+                waves, low = ratio.split("_")
+                kind = "horizontal stripes" if waves == "vertical" else "all detail"
+                described[ratio] = name.format(kind, spectrum.band_text(low)), better, meaning
+            continue
         if key != "detail":
             described[key] = name, better, meaning
             continue
@@ -109,9 +124,10 @@ def numbers(context):
         page["curves"] = plotting.save_curves(
             context.out / "metrics",
             lambda: draw_metrics(measured, page["table"], page["n"], captions),
-            f"Precision, recall, coverage and Frechet distance over the epochs, {captions.name}",
+            "Precision, recall, coverage, Frechet distance and amplitude of detail by epoch, "
+            + captions.name,
         )
-        best = max(measured, key=lambda row: row["coverage"])
+        best = max(measured, key=metrics.score)
         page |= {"best": best["epoch"], "best_coverage": best["coverage"]}
     return page
 
@@ -168,7 +184,8 @@ def draw_metrics(history, table, n, captions):
     """Plot the metrics over the epochs, with what other real images and a Gaussian reach."""
     real, gaussian = table["real_vs_real"], table["gaussian"]
     title = f"{captions.name}\n{n:,} synthetic against {n:,} {captions.originals}; "
-    figure, (upper, lower) = plotting.over_epochs(f"{title}dashed: {captions.real_vs_real}")
+    title += f"dashed: {captions.real_vs_real}"
+    figure, (upper, lower, bands) = plotting.over_epochs(title, rows=3)
     for number, key in enumerate(("precision", "recall", "coverage")):
         plotting.plot(upper, history, key, key, f"C{number}")
         upper.axhline(real[key], color=f"C{number}", linewidth=0.8, linestyle="--")
@@ -182,7 +199,12 @@ def draw_metrics(history, table, n, captions):
     lower.set_ylabel("Frechet distance")
     lower.set_yscale("log")
     lower.yaxis.set_major_formatter("{x:g}")
-    for axes in (upper, lower):
+    for number, ratio in enumerate(spectrum.RATIOS[: len(spectrum.BANDS)]):
+        plotting.plot(bands, history, ratio, spectrum.band_text(ratio[-2:]), f"C{number}")
+    bands.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+    bands.set_ylabel("amplitude of stripes,\nsynthetic / real")
+    bands.set_ylim(bottom=0)
+    for axes in (upper, lower, bands):
         plotting.legend(axes)
     return figure
 

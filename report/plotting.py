@@ -180,14 +180,14 @@ def plot(axes, history, key, label, colour):
     axes.plot(epochs, values, label=label, color=colour, marker=marker, **whole)
 
 
-def over_epochs(title):
-    """Return a figure and its two axes, one above the other, that share the epochs."""
-    figure = Figure((CURVE_WIDTH, 5.2))
-    axes = figure.subplots(2, 1, sharex=True)
+def over_epochs(title, rows=2):
+    """Return a figure and its axes, one above the other, that share the epochs."""
+    figure = Figure((CURVE_WIDTH, 2.6 * rows))
+    axes = figure.subplots(rows, 1, sharex=True)
     set_title(axes[0], title)
-    axes[1].set_xlabel("epoch")
+    axes[-1].set_xlabel("epoch")
     whole = MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)  # 1: of a single epoch
-    axes[1].xaxis.set_major_locator(whole)
+    axes[-1].xaxis.set_major_locator(whole)
     return figure, axes
 
 

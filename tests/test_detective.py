@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common import detective, spectrum
+from common import detective
 from common.data.dataset import DataFile, read_split
 
 
@@ -83,13 +83,3 @@ def test_the_gradient_points_at_the_pixel_that_decides():
     gradient = detective.input_gradient(OnePixel(), torch.zeros(5, 1, 28, 28))
     assert gradient.argmax() == 4 * 28 + 20
     assert gradient.sum() == gradient.max() == 3
-
-
-def test_the_spectrum_shows_a_wave_at_its_frequency():
-    x = torch.arange(28)
-    stripes = 100 + 50 * torch.cos(2 * torch.pi * 7 * x / 28).expand(1, 1, 28, 28)
-    amplitudes = spectrum.amplitude_spectrum(stripes.round().to(torch.uint8))
-    assert len(amplitudes) == 21
-    assert amplitudes[3:].argmax() + 3 == 7
-    board = (255 * ((x[:, None] + x) % 2)).expand(1, 1, 28, 28).to(torch.uint8)
-    assert spectrum.amplitude_spectrum(board)[3:].argmax() + 3 == 20
