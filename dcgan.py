@@ -72,6 +72,9 @@ class Generator(nn.Module):
 
     def forward(self, latents, labels=None):
         if self.embed is not None:
+            if labels is None:
+                width = f"(N, {self.embed.in_features})"
+                raise ValueError(f"a conditional generator: labels {width} of 0 and 1 are missing")
             latents = torch.cat([latents, self.embed(labels)], dim=1)
         # Channels come last in memory, the order in which convolutions are fastest.
         x = self.project(latents).view(len(latents), 4, 4, -1).permute(0, 3, 1, 2)

@@ -37,6 +37,7 @@ from common.data.labels import (
     label_names,
     single_labels,
 )
+from common.data.layout import same_label
 from common.errors import UserError
 
 # --- Run ---
@@ -94,7 +95,10 @@ def main():
             write_pngs(hidden, generator, label_counts, n, saved)
         about = describe(saved, folder, path, n, about_labels, real)
         (hidden / "ABOUT.txt").write_text(about, "utf-8", "backslashreplace")
-    print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}")
+    pictures = f", 0000000.png to {n - 1:07d}.png ({n:,} images)" if FORMAT == "png" else ""
+    print(
+        f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.suffix != '.png'))}{pictures}"
+    )
     if FORMAT == "npz" and name not in dataset.NAMES:
         print(f'to load it: numpy.load("{dataset.DataFile(name, out, size).path}")')
     elif FORMAT == "npz" and name != "phantom":
@@ -141,7 +145,12 @@ def choose_labels(saved, folder):
     if LABELS == _AS_TRAINED:
         return seen, f"as frequent and as combined as in {seen['counts'].sum():,} training images"
     legal, multilabel = single_labels(info, seen), is_multilabel(info)
-    given = [LABELS] if LABELS in legal else [label.strip() for label in LABELS.split("+")]
+    # A label in other case or of another Unicode form, as a terminal may send it, is the same one.
+    names = {same_label(name): name for name in legal} | {name: name for name in legal}
+    named = {
+        text: names.get(text, names.get(same_label(text))) for text in [LABELS, *LABELS.split("+")]
+    }
+    given = [named[LABELS]] if named[LABELS] else [named[x] or x.strip() for x in LABELS.split("+")]
     for label in given:
         if label not in legal:
             quoted = ", ".join(f'"{word}"' for word in [_AS_TRAINED, *legal])
@@ -234,6 +243,7 @@ def describe(saved, folder, path, n, about_labels, real):
     """Return the text of ABOUT.txt: what the images are, and how to draw them again."""
     trained, info = saved["settings"], saved["info"]
     size = trained["SIZE"]
+    where = {"RUN_NAME": folder.name, "MODELS_DIR": MODELS_DIR, "IMAGES_DIR": IMAGES_DIR}
     kept = [f"{key}={value!r}" for key, value in trained.items() if not key.endswith("_DIR")]
     lines = [
         "SYNTHETIC IMAGES. NOT FOR CLINICAL USE.",
@@ -262,7 +272,7 @@ def describe(saved, folder, path, n, about_labels, real):
         "",
         "Do they reveal whose images were trained on? An empirical check, not a guarantee, is in",
         'the report, under "Who was in the training set?":',
-        f"  python generate_report.py --RUN_NAME={folder.name}",
+        f"  {script.command('generate_report.py', **where)}",
         "Pass on images or generator_epoch_....pt, and keep checkpoint.pt: it holds the",
         "discriminator, to which every training image was shown again and again.",
     ]

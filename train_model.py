@@ -34,6 +34,7 @@ from dcgan import Discriminator, Generator
 # --- Data ---
 DATASET = "chestmnist"  # a 2-D MedMNIST data set, "phantom" (drawn), or the path of your own images
 SIZE = 28  # pixels, height and width of the images [28, 64, 128, 224]
+LABELS_CSV = ""  # a table of labels for a folder of your own images; empty: folders are labels
 DATA_DIR = "data"  # folder of the .npz files
 TRAIN_FRACTION = 1.0  # seeded random part of the training split to use [0.0001 to 1.0]
 CONDITIONAL = False  # learn the labels too, to draw images of a chosen finding [True, False]
@@ -64,7 +65,7 @@ SNAPSHOT_EPOCHS = 1  # epochs between two kept generators, the frames of the GIF
 RESUME = "auto"  # never: archive an existing run and start over ["auto", "never"]
 
 # A run can be resumed when these have changed; any other constant would make it another run.
-MAY_CHANGE = {"DATA_DIR", "EPOCHS", "DEVICE", "RUN_NAME", "MODELS_DIR", "IMAGES_DIR"}
+MAY_CHANGE = {"LABELS_CSV", "DATA_DIR", "EPOCHS", "DEVICE", "RUN_NAME", "MODELS_DIR", "IMAGES_DIR"}
 MAY_CHANGE |= {"CHECKPOINT_MINUTES", "SNAPSHOT_EPOCHS", "RESUME"}
 
 
@@ -74,9 +75,12 @@ def main(constants):
     global DTYPE  # where it is "auto", it becomes what this run computes in
     data = dataset.DataFile(dataset.check_name(DATASET, SIZE), DATA_DIR, SIZE)
     constants["DATASET"] = data.name  # no checkpoint holds the path
+    constants["LABELS_CSV"] = os.path.basename(LABELS_CSV)
     device = hardware.choose_device(DEVICE)
     run_name = RUN_NAME or dataset.sized(data.name, SIZE)
     folder, pictures = (runs.run_folder(parent, run_name) for parent in (MODELS_DIR, IMAGES_DIR))
+    where = {"RUN_NAME": run_name, "MODELS_DIR": MODELS_DIR, "IMAGES_DIR": IMAGES_DIR}
+    report = script.command("generate_report.py", **where)
     with distributed.lock(folder):
         saved = None
         if RESUME == "auto" and distributed.is_first():
@@ -85,7 +89,7 @@ def main(constants):
         saved = distributed.broadcast(saved)
         if saved and saved["epoch"] >= EPOCHS:
             print(f"{folder} is finished, after epoch {saved['epoch']}. RUN_NAME names a new run.")
-            print("To see it: python generate_report.py. To train it longer: raise EPOCHS.")
+            print(f"To train it longer: raise EPOCHS. To see it: {report}")
             return
         dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
         constants["DTYPE"] = DTYPE = hardware.choose_dtype(dtype, device)
@@ -99,12 +103,12 @@ def main(constants):
             if RESUME != "auto" and (folder.exists() or pictures.exists()):
                 print(f"the run that was here is now called {runs.archive(folder, pictures)}")
             files.remove_leftovers(folder)
-        log.print_summary(run, progress, model, source, folder, pictures, reference)
+        log.print_summary(run, progress, model, source, folder, pictures, report, reference)
         images = hardware.place(images, device)
         train(images, labels.to(device), run, progress, model, folder, reference)
         for warning in log.warnings(progress.history[-1]):
             print(warning)
-        print(f"{folder} is finished, after epoch {EPOCHS}. Now run: python generate_report.py")
+        print(f"{folder} is finished, after epoch {EPOCHS}. Now run: {report}")
 
 
 def load_data(data):
@@ -113,7 +117,7 @@ def load_data(data):
     data: the dataset.DataFile that holds them, or will.
     """
     with distributed.rank0_first():  # it makes the file that the others then read
-        part = {"fraction": TRAIN_FRACTION, "seed": SEED, "size": SIZE}
+        part = {"fraction": TRAIN_FRACTION, "seed": SEED, "size": SIZE, "labels_csv": LABELS_CSV}
         images, labels, source = dataset.load(DATASET, "train", DATA_DIR, **part)
     info = dataset.find_info(data)
     labels = encode_labels(info, labels) if CONDITIONAL else labels[:, :0].float()

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import io
 import pickle
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -66,6 +67,13 @@ def load(path, layout):
             for relation in schema.progress_relations(content) if layout is CHECKPOINT else ():
                 require(*relation)
     return content | {"file_sha256": hashlib.sha256(data).hexdigest()}
+
+
+def saved_at(path):
+    """Return when a checkpoint was written, in seconds since 1970; 0 if it is not to be read."""
+    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):  # as in unpack
+        return float(torch.load(path, mmap=True, weights_only=True)["saved_at"])
+    return 0.0
 
 
 def unpack(path, data):
@@ -264,6 +272,7 @@ def load_for_resume(folder, constants, may_change, generator, discriminator):
 def save_run(run, progress, model, folder):
     """Write checkpoint.pt into a run's folder. Raises UserError, also if weights are not finite."""
     check_finite(progress, model, folder)
+    progress.saved_at = time.time()
     content = {"format": schema.FORMAT} | vars(run) | vars(progress)
     for name, part in vars(model).items():
         content[name] = part.state_dict()

@@ -15,10 +15,11 @@ COLLAPSE = (
 )
 
 
-def print_summary(run, progress, model, source, folder, pictures, reference):
+def print_summary(run, progress, model, source, folder, pictures, report, reference):
     """Print what is trained on what, and where it is written.
 
-    source: of the data, in words; reference: what train_model.fit_reference returned.
+    source: of the data, in words; report: the command that draws the pictures; reference: what
+    train_model.fit_reference returned.
     """
     settings, n = run.settings, len(progress.permutation)
     networks = {name: getattr(model, name) for name in run.model_args}
@@ -32,7 +33,7 @@ def print_summary(run, progress, model, source, folder, pictures, reference):
     print(f"dtype      {settings['DTYPE']}")
     print(f"weights    {', '.join(counts)}")
     print(f"run        {folder}, {f'from epoch {progress.epoch + 1}' if progress.step else 'new'}")
-    print(f"pictures   {pictures}, by python generate_report.py")
+    print(f"pictures   {pictures}, by {report}")
     if reference:
         scores = describe_metrics(reference["real_vs_real"])
         print(f"reference  {scores}: {reference['n']:,} real images")

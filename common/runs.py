@@ -7,7 +7,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from common import errors, files, metrics
+from common import checkpoint, errors, files, metrics, script
 from common.data import dataset
 from common.data.dataset import DataFile
 from common.data.labels import encode_labels
@@ -32,12 +32,12 @@ def find_run(models_dir, run_name):
     """Return the folder of a run, by default of the one trained last. Raises UserError if none."""
     if run_name:
         return run_folder(models_dir, run_name)
-    checkpoints, unreadable = {}, None
+    checkpoints, unreadable = [], None
     with errors.unusable_files(), contextlib.suppress(FileNotFoundError):
         folders = list(Path(models_dir).iterdir())  # glob would see nothing in a folder of others
         for path in (folder / "checkpoint.pt" for folder in folders):
             try:
-                checkpoints[path.stat().st_mtime] = path
+                checkpoints.append((path.stat().st_mtime, path))
             except (FileNotFoundError, NotADirectoryError):
                 pass  # no run
             except OSError as error:
@@ -45,8 +45,12 @@ def find_run(models_dir, run_name):
         if unreadable and not checkpoints:
             raise unreadable
     if not checkpoints:
-        raise UserError(f"{models_dir} holds no run yet; first run python train_model.py")
-    newest = checkpoints[max(checkpoints)].parent
+        raise UserError(
+            f"{models_dir} holds no run yet; first run {script.command('train_model.py')}"
+        )
+    if len(checkpoints) > 1:  # a copy is as old as what it was copied from, and comes after it
+        checkpoints = [((checkpoint.saved_at(path), -time), path) for time, path in checkpoints]
+    newest = max(checkpoints)[1].parent
     if not NAME.fullmatch(newest.name):
         raise UserError(
             f"{printable(str(newest))} was trained last, and its name is not legal. Rename it to "

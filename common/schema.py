@@ -103,6 +103,7 @@ class Progress:
     images_seen: Annotated[int, Integer()] = 0  # in the unfinished epoch
     seconds: Annotated[float, SECONDS] = 0.0  # spent on the steps of the unfinished epoch
     maintenance_seconds: Annotated[float, SECONDS] = 0.0  # on all else since its last log row
+    saved_at: Annotated[float, Number(0, 1e12)] = 0.0  # seconds since 1970
     epoch: Annotated[int, Integer()] = 0  # finished epochs
     step: Annotated[int, Integer()] = 0  # finished steps, over all epochs
     # the rows of log.csv, one per epoch

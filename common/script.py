@@ -5,10 +5,14 @@ Imports nothing slow: a script calls prepare before it imports torch, which take
 
 import contextlib
 import importlib.util
+import json
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 from common import settings
@@ -82,9 +86,10 @@ def prepare():
         sys.exit(f"error: Python 3.11 or newer is needed, {sys.executable} is older")
     missing = [name for name in PACKAGES if not importlib.util.find_spec(name)]
     if missing:
+        wanted = shlex.quote(os.path.join(os.path.dirname(sys.argv[0]), "requirements.txt"))
         sys.exit(
             f"error: {sys.executable} lacks {', '.join(missing)}. Activate the environment that "
-            "has them, or run pip install -r requirements.txt"
+            f"has them, or run pip install -r {wanted}"
         )
 
 
@@ -161,3 +166,17 @@ def catch_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: of C
+
+
+def command(name, **options):
+    """Return the command line that runs a script of this repository from the working folder.
+
+    options: its constants, {name: value}; those that are as in the script are left out.
+    """
+    folder = os.path.dirname(sys.argv[0])
+    source = (Path(__file__).parent.parent / name).read_text(encoding="utf-8")
+    words = ["python", os.path.join(folder, name)]
+    for key, value in options.items():
+        if not re.search(f"^{key} = {re.escape(json.dumps(value))}  #", source, re.MULTILINE):
+            words.append(f"--{key}={value}")
+    return shlex.join(words)

@@ -62,7 +62,7 @@ def detective(context):
     }
     page["spectrum"] = plotting.save_curves(
         out / "spectrum",
-        lambda: draw_spectrum(captions.about, curves, size),
+        lambda: draw_spectrum(f"{captions.about}\namplitude by spatial frequency", curves, size),
         f"Amplitude by spatial frequency, {captions.originals} and synthetic images",
     )
     page |= {"size": size, "diagonal": len(curves["synthetic"]) - 1}

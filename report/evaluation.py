@@ -94,23 +94,28 @@ def by_label(context):
     reference = metrics.fit_reference(samples.images, sets[0], seed) if sets else None
     cells, table = [], {}
     examples = fewer(EXAMPLES, context.size, least=4)
-    for label, vector in single_labels(saved["info"], saved["label_counts"]).items():
+    vectors = single_labels(saved["info"], saved["label_counts"])
+    # Where no font has the letters of a label, labels go by their number, which the page explains.
+    numbered = plotting.fonts_for("".join(vectors)) is None
+    for number, (label, vector) in enumerate(vectors.items(), start=1):
         synthetic = sampling.draw(generator, latents, vector.float().expand(len(latents), -1))
         places = has_labels(samples.shuffled_labels, vector).nonzero().flatten()
         real = samples.shuffled(places[: 2 * LABEL_IMAGES])  # all of them may not fit into memory
         row = torch.full_like(synthetic[:examples], 255)  # white where there are too few real ones
         row[: len(real)] = real[:examples]
-        cells.append((f"{label}, synthetic", plotting.tile(synthetic[:examples], examples)))
-        cells.append((f"{label}, {captions.original}", plotting.tile(row, examples)))
+        name = f"label {number}" if numbered else label
+        cells.append((f"{name}, synthetic", plotting.tile(synthetic[:examples], examples)))
+        cells.append((f"{name}, {captions.original}", plotting.tile(row, examples)))
         table[label] = {"training": len(places)}
         if reference:
             table[label] |= metrics.coverage_of_label(reference, real, synthetic, seed)
     heading = f"{captions.about}\neach label from the same latents, one a column"
+    heading += "; the numbers of labels are those of report.html" if numbered else ""
     alt = f"for each label a row of synthetic images and one of {captions.originals}, "
     alt += captions.about
     path = context.out / "labels.png"
     picture = plotting.save_tiles(path, heading, cells, 2, context.options.SCALE, alt)
-    return {"picture": picture, "table": table, "k": metrics.K}
+    return {"picture": picture, "table": table, "k": metrics.K, "numbered": numbered}
 
 
 def numbers(context):
@@ -183,7 +188,7 @@ def can_show_copies(neighbours):
 def draw_metrics(history, table, n, captions):
     """Plot the metrics over the epochs, with what other real images and a Gaussian reach."""
     real, gaussian = table["real_vs_real"], table["gaussian"]
-    title = f"{captions.name}\n{n:,} synthetic against {n:,} {captions.originals}; "
+    title = f"{captions.name}\n{n:,} synthetic against {n:,} {captions.originals}\n"
     title += f"dashed: {captions.real_vs_real}"
     figure, (upper, lower, bands) = plotting.over_epochs(title, rows=3)
     for number, key in enumerate(("precision", "recall", "coverage")):
@@ -225,10 +230,11 @@ def copies(context):
         page |= membership.memorisation_scores(neighbours.synthetic[0], neighbours.held_out[0])
     highest = max(max(values) for values in distances.values()) or 1.0
     bins = np.linspace(0, highest, 61)
+    title = f"{captions.about}\nhow far images are from the training set"
     xlabel = "distance to the nearest training image\n(grey levels, root mean square of the pixels)"
     page["distances"] = plotting.save_curves(
         out / "distances",
-        lambda: plotting.histogram(captions.about, distances, bins, xlabel, "images (%)"),
+        lambda: plotting.histogram(title, distances, bins, xlabel, "images (%)"),
         "Distances of synthetic and held-out images to their nearest training images",
     )
     return page | {"membership": attacks(context)}
@@ -285,7 +291,9 @@ def draw_pairs(context, path, held_out=False, furthest=False):
         heading = f"{captions.about}\nsynthetic images"
         alt = "above a synthetic image"
     heading += f" {'furthest from' if furthest else 'nearest to'} the training set; "
-    heading += "below each, its nearest training image"
+    heading += "below each, its nearest training image\n"
+    heading += f"with their distance, {plotting.DISTANCE}"
+    heading += "" if held_out else "; no.: the index in synthetic.npz"
     alt += ", below the training image nearest to it"
     examples = fewer(EXAMPLES, images.shape[-1], least=4)
     order = distances.argsort(descending=furthest, stable=True)[:examples].tolist()

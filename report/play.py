@@ -262,7 +262,15 @@ def render(data, **facts):
     template = environment().get_template("play.html.jinja")
     hashes = {"script_hash": hash_of(script), "style_hash": hash_of(style)}
     text = script_json(data)
-    return template.render(facts, data=data, json=text, script=script, style=style, **hashes)
+    return template.render(
+        facts, data=data, json=text, script=script, style=style, version=version(), **hashes
+    )
+
+
+def version():
+    """What tells pages of one version of the templates from those of another."""
+    names = ("play.html.jinja", "play.js", "play.css")
+    return hash_of("".join((FOLDER / name).read_text(encoding="utf-8") for name in names))
 
 
 def script_json(data):

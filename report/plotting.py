@@ -9,9 +9,11 @@ tqdm.write, which does not break the progress bar.
 
 import base64
 import contextlib
+import functools
 import io
 import math
 import textwrap
+import unicodedata
 
 import imageio.v3 as imageio
 import matplotlib
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager, get_font
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 from torchvision.utils import make_grid
@@ -31,6 +34,7 @@ DPI = 300  # of curves in PNG files, and as stated in pictures of tiles
 PAGE_WIDTH, PHONE_WIDTH, PAPER_WIDTH = 950, 350, 640  # CSS pixels for pictures
 CURVE_WIDTH = 5.6  # inches; letters stay legible in a column of a paper
 TITLE_LETTERS = 60  # in a line of that width
+DISTANCE = "the root mean square of the pixels, in grey levels"  # of two images, in words
 
 INK, BLUE, VERMILION, GREEN = "#1d2127", "#0072b2", "#d55e00", "#009e73"
 # The same on a dark screen. Colour-blind readers can tell them apart too (Okabe and Ito).
@@ -60,6 +64,34 @@ def style(changes):
         yield
 
 
+@functools.lru_cache
+def fonts_for(text):
+    """Return the names of the installed fonts by which a text can be drawn, None if it cannot be.
+
+    The first is matplotlib's own; others follow only for letters that it lacks. Letters that are
+    written from right to left, or join, need matplotlib 3.11, which lays them out.
+    """
+    names, missing = ["DejaVu Sans"], {letter for letter in text if letter.isprintable()}
+    right_to_left = {"R", "AL"} & {unicodedata.bidirectional(letter) for letter in missing}
+    if right_to_left and matplotlib.__version_info__ < (3, 11):
+        return None
+    missing -= letters_of(findfont(names[0]))
+    for font in sorted(fontManager.ttflist, key=lambda font: ("Sans" not in font.name, font.name)):
+        usual = font.weight == 400 and font.style == "normal" and not font.name.startswith("Last")
+        if missing and usual and font.name not in names and missing & letters_of(font.fname):
+            names.append(font.name)
+            missing -= letters_of(font.fname)
+    return None if missing else tuple(names)
+
+
+@functools.lru_cache
+def letters_of(path):
+    """Return the letters that a font has, none if its file is damaged or gone."""
+    with contextlib.suppress(RuntimeError, OSError):
+        return {chr(code) for code in get_font(path).get_charmap()}
+    return set()
+
+
 def tile(images, columns):
     """Lay images (N, C, S, S) out in rows. Returns uint8 RGBA (H, W, 4), gaps transparent."""
     colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
@@ -78,6 +110,8 @@ def compose(heading, cells, columns, scale, below=False):
     """
     unit = max(1.0, scale / 3)  # letters grow with the pictures
     line, margin = round(26 * unit), round(16 * unit)  # pixels
+    letters = "".join(sorted({*heading, *(letter for text, _ in cells for letter in text)}))
+    matplotlib.rcParams["font.family"] = list(fonts_for(letters) or ["DejaVu Sans"])
     height, width = (scale * side for side in cells[0][1].shape[:2])
     lines = max(text.count("\n") + 1 if text else 0 for text, _ in cells)
     caption = line * lines
@@ -88,7 +122,8 @@ def compose(heading, cells, columns, scale, below=False):
     dpi = 100 * unit
     figure = Figure(dpi=dpi, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    title = figure.text(0, 0, heading, fontsize=12, va="top", linespacing=1.5)
+    style = {"va": "top", "linespacing": 1.5, "parse_math": False}  # a name may have a $
+    title = figure.text(0, 0, heading, fontsize=12, **style)
     letters = title.get_window_extent(canvas.get_renderer()).width
     heading_width = max(round(480 * unit), 2 * margin + math.ceil(letters))
     total_width = max(columns * (width + margin) + margin, heading_width)
@@ -101,7 +136,7 @@ def compose(heading, cells, columns, scale, below=False):
         text_y = y + (height + 2 * unit if below else caption - 4 * unit)
         place = (x / total_width, 1 - text_y / total_height)
         va = "top" if below else "bottom"
-        figure.text(*place, text, fontsize=11, va=va, parse_math=False)  # a label may have a $
+        figure.text(*place, text, fontsize=11, va=va, parse_math=False)
         places.append((x, y if below else y + caption))
     canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

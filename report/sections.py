@@ -176,6 +176,7 @@ def diversity(context):
         if len(pairs) > 0:
             heading = f"{captions.name}\nthe {kind} images most alike among {len(images):,}"
             heading += f", {captions.when}" if key == "synthetic" else ""
+            heading += f"\nbelow each pair, its distance, {plotting.DISTANCE}"
             cells = [
                 (f"{distance:.1f}", plotting.tile(images[pair], 1))
                 for distance, pair in zip(per_pixel(distances, images), pairs, strict=True)
@@ -194,10 +195,10 @@ def diversity(context):
     page["moments"] = plotting.save_tiles(out / "mean_and_std.png", heading, cells, 4, scale, alt)
 
     greys = {captions.original: real.flatten().numpy(), "synthetic": synthetic.flatten().numpy()}
-    bins = np.arange(0, 257, 4)
+    bins, title = np.arange(0, 257, 4), f"{captions.about}\nhow often each grey level occurs"
     page["greys"] = plotting.save_curves(
         out / "grey_levels",
-        lambda: plotting.histogram(captions.about, greys, bins, "grey level", "pixels (%)"),
+        lambda: plotting.histogram(title, greys, bins, "grey level", "pixels (%)"),
         f"How often each grey level occurs in {captions.originals} and in synthetic images",
     )
     return page

@@ -1,14 +1,17 @@
 """The conditional mode: labels are learned, obeyed, and kept through a stop."""
 
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import signal_in_step
 from test_training import assert_same_run
 
 import train_model
+from common import sampling
 from common.data import dataset
 from common.data.labels import (
     count_labels,
@@ -31,6 +34,13 @@ def test_without_labels_the_networks_are_the_plain_ones():
     empty = torch.zeros(16, 0)  # the label vectors of a plain run
     assert torch.equal(discriminator(images, empty), discriminator(images))
     assert torch.equal(generator(latents, empty), generator(latents))
+
+
+def test_a_conditional_generator_without_labels_says_what_it_wants():
+    generator, latents = Generator(labels=3).eval(), torch.randn(2, 100)
+    for draw in (generator, partial(sampling.draw, generator)):
+        with pytest.raises(ValueError, match=r"labels \(N, 3\) of 0 and 1 are missing"):
+            draw(latents)
 
 
 def test_the_discriminator_adds_a_projection_on_the_labels_to_its_logit():

@@ -136,7 +136,7 @@ def assert_tells_all(message, cause, url):
     assert url in message
     assert str(PATH) in message
     assert MD5 in message
-    assert "python train_model.py --DATASET=phantom" in message
+    assert "train_model.py --DATASET=phantom" in message
 
 
 @pytest.mark.parametrize("answer", [whole, without_length])

@@ -5,6 +5,8 @@ import os
 import shutil
 import struct
 import sys
+import unicodedata
+import warnings
 import zlib
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from common import checkpoint
 from common.data import dataset, image_file, own_images
 from common.data.dataset import DataFile
 from common.data.labels import is_multilabel, label_names
+from report import plotting
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +111,8 @@ def test_what_is_no_image_is_passed_over_and_not_counted(capsys, tmp_path):
     os.mkfifo(root / "pipe.png")
     assert len(load("chest_xray")[0]) == 4
     told = capsys.readouterr().out
-    assert "cannot be used" not in told and "9 images beside the folders" in told
+    assert "cannot be used" not in told, told
+    assert "left out: 9 images that lie beside the folders of splits or labels" in told
     assert names("chest_xray") == ["NORMAL", "PNEUMONIA"]
 
 
@@ -157,7 +161,7 @@ def test_16_bits_are_scaled_by_the_files_own_range(capsys, name):
     wanted = ramp(1, 56).reshape(28, 2).mean(axis=1)
     pixels = load()[0][0].astype(float)
     assert np.abs(pixels - (255 - wanted if inverted else wanted)).max() <= 1
-    assert "1 images of more than 8 bits are scaled by the range" in capsys.readouterr().out
+    assert "1 images that are not of 8 bits are scaled by the range" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("bands", [3, 4])
@@ -219,7 +223,7 @@ def test_other_kinds_of_pictures_are_read():
     upright[274] = 6  # to be turned clockwise
     save("scans/4.jpg", ramp(60, 60), exif=upright)
     read = {}
-    for path, _, _ in own_images.list_images(Path("scans").absolute()):
+    for path, _, _ in own_images.list_images(Path("scans").absolute())[0]:
         read[path[0]] = image_file.read_image(Path("scans", *path), 28)[0]
     assert read["1.png"][:, 0].min() == 255 and read["1.png"][:, -1].max() == 0
     assert read["2.png"].max() == 0
@@ -499,7 +503,7 @@ def test_a_folder_of_dicom_says_what_cannot_be_read(shipped, capsys):
     assert len(load()[0]) == 1
     told = capsys.readouterr().out
     assert "3 of 4 images cannot be used" in told and "pip install pylibjpeg" in told
-    assert "1 images of more than 8 bits" in told
+    assert "1 images that are not of 8 bits" in told
 
 
 def test_pydicom_is_named_where_it_is_missing(monkeypatch):
@@ -589,6 +593,15 @@ def test_an_export_draws_a_label_by_its_name(own, run):
     assert Path("all/labels.csv").read_text().startswith("file,NORMAL,PNEUMONIA\n")
 
 
+def test_an_export_finds_a_label_in_any_case_and_unicode_form(own, run):
+    content = torch.load(CHECKPOINT, weights_only=True)
+    content["info"]["label"] = {"0": unicodedata.normalize("NFC", "Ödem"), "1": "x+y"}
+    rewrite(CHECKPOINT, content)
+    for number, label in enumerate([unicodedata.normalize("NFD", "ödem"), " ÖDEM", "X+Y"]):
+        result = run("generate_images.py", f"--LABELS={label}", "--N_IMAGES=2", f"--OUT=o{number}")
+        assert result.status == 0 and "exactly as in 70 training images" in result.text
+
+
 def test_an_export_copies_the_real_splits(own, run):
     assert run("generate_images.py", "--VAL_AND_TEST=real", "--OUT=out").status == 0
     with np.load("out/chest_xray_28.npz") as new, np.load("data/chest_xray_28.npz") as old:
@@ -625,14 +638,14 @@ def test_a_run_whose_images_have_changed_is_not_resumed(own, run):
         "--METRIC_IMAGES=40",
         "--BATCH_SIZE=32",
     )
-    assert result.status == 1 and "Put the images of then back" in result.text
+    assert result.status == 1 and "Put the old images back" in result.text
 
 
 ODD = {
     "a path": (("settings", "DATASET"), "../chest_xray", "settings DATASET"),
     "an absolute path": (("settings", "DATASET"), "/tmp/chest_xray", "settings DATASET"),
     "another name": (("settings", "DATASET"), "other", "settings DATASET"),
-    "no labels": (("info",), None, "settings DATASET"),
+    "no labels": (("info",), None, "info is None"),
     "a title of escape codes": (("info", "python_class"), "\x1b[31m", "info python_class"),
     "a label of escape codes": (("info", "label", "0"), "\x1b[31m", "info label 0"),
     "a label of C1 codes": (("info", "label", "0"), "\x9b31m", "info label 0"),
@@ -667,6 +680,20 @@ def test_label_names_of_letters_that_pictures_could_trip_over(own, run):
     assert "&lt;b&gt;$\\frac$" in page and "<b>$" not in page
     result = run("generate_images.py", "--LABELS=a+b", "--N_IMAGES=5", "--OUT=few")
     assert result.status == 0 and "labels     a+b, exactly as in 70" in result.text
+
+
+def test_labels_of_letters_that_no_font_has_are_numbered(own, run, monkeypatch):
+    known = [font for font in plotting.fontManager.ttflist if font.name.startswith("DejaVu")]
+    monkeypatch.setattr(plotting.fontManager, "ttflist", known)
+    content = torch.load(CHECKPOINT, weights_only=True)
+    content["info"]["label"] = {"0": "正常", "1": "صدر"}
+    rewrite(CHECKPOINT, content)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Glyph")
+        result = run("generate_report.py", *SHORT)
+    assert result.status == 0, result.text
+    page = Path("images/chest_xray/report.html").read_text(encoding="utf-8")
+    assert "label 1: <b>正常</b>" in page and "label 2: <b>صدر</b>" in page
 
 
 def test_a_run_on_medmnist_takes_its_names_from_medmnist(train):

@@ -53,6 +53,15 @@ def test_the_scripts_start_from_any_working_directory_and_on_a_safe_path(start, 
         assert f"usage: {script}.py [--NAME=VALUE ...]" in text
 
 
+def test_the_readme_begins_with_a_page_to_play_a_clone_and_an_environment():
+    text = (REPO / "README.md").read_text()
+    assert re.search(r"\]\(([^)]+)\)", text)[1] == "docs/play.html"  # the first link
+    commands = re.findall(r"```\n(.*?)```", text, re.DOTALL)[0].splitlines()
+    assert re.match("git clone .* && python3 -m venv .venv", commands[0])
+    assert re.match(r"pip install -r requirements.txt && python train_model.py", commands[1])
+    assert text.index("/whl/cpu") < text.index("## ")
+
+
 def test_the_readmes_snippet_draws_images(train):
     train("--EPOCHS=10", "--METRIC_IMAGES=0")  # the run that the README's first command makes
     snippet = re.search(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)[1]
@@ -60,6 +69,7 @@ def test_the_readmes_snippet_draws_images(train):
     names = {}
     exec(snippet, names)
     assert names["images"].shape == names["pixels"].shape == (16, 1, 28, 28)
+    names["images"].numpy()  # for pyplot
     assert names["images"].abs().max() <= 1 and names["pixels"].dtype == torch.uint8
 
 
@@ -67,6 +77,7 @@ def test_the_snippet_on_few_labels_fits_a_classifier(train, phantom_dir, capsys)
     train("--EPOCHS=10", "--METRIC_IMAGES=0")
     os.symlink(phantom_dir, "data")
     snippets = re.findall(r"```python\n(.*?)```", (REPO / "docs/FILES.md").read_text(), re.DOTALL)
+    capsys.readouterr()  # of the training
     (snippet,) = [snippet for snippet in snippets if "LogisticRegression" in snippet]
     names = {}
     exec(snippet, names)

@@ -235,21 +235,52 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, played):
-    """play.html, opened from its file; the test fails if it complained or asked for anything."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+@contextlib.contextmanager
+def opened(browser, path, width=1280):
+    """A play.html, opened from its file; fails if it complained or asked for anything."""
+    page = browser.new_page(viewport={"width": width, "height": 900})
     page.set_default_timeout(300_000)  # ms; a busy machine is no fault of the page
     troubles = []
     page.on("console", lambda message: troubles.append(message.text))
     page.on("pageerror", lambda error: troubles.append(str(error)))
     page.on("request", lambda request: troubles.append(request.url))
-    address = (played / "images/phantom/play.html").as_uri()
+    address = path.as_uri()
     page.goto(address)
     page.wait_for_selector("body[data-ready=yes]")
     yield page
     page.close()
     assert [text for text in troubles if not text.startswith("data:")] == [address]
+
+
+@pytest.fixture
+def page(browser, played):
+    with opened(browser, played / "images/phantom/play.html") as page:
+        yield page
+
+
+# --- The page in the repository ---
+
+IN_DOCS = REPO / "docs" / "play.html"
+
+
+def test_the_page_in_the_repository_is_of_this_version_small_and_shows_no_patient():
+    html = IN_DOCS.read_text(encoding="utf-8")
+    assert play.version() in html, "docs/FILES.md has the commands that make it anew"
+    assert len(html) < 6e6 and "No image on this page shows a patient" in html
+    assert "epoch 50 of 50" in html and not re.search(r'(src|href)="http', html)
+    assert 'href="report.html"' not in html, "which is not in docs/"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_the_repository_opens_and_can_be_played(browser, width):
+    with opened(browser, IN_DOCS, width) as page:
+        assert page.locator("#disagrees").is_hidden()
+        before = pixels(page, "#image")
+        page.click("#new")
+        settled(page)
+        assert not np.array_equal(before, pixels(page, "#image"))
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, "nothing has to be scrolled sideways"
 
 
 def pixels(page, selector):

@@ -19,6 +19,7 @@ from common import checkpoint, distributed, files, sampling
 CHECKPOINT = Path("models/phantom/checkpoint.pt")
 # What may differ between two equal runs: what the user called them, and the clock.
 MAY_DIFFER = {"settings", "machine", "seconds", "images_per_second", "maintenance_seconds"}
+MAY_DIFFER |= {"saved_at"}
 
 
 def contents(value, name="checkpoint"):

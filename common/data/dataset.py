@@ -89,7 +89,9 @@ def find_info(data):
     return INFO[data.name] if known else own_images.describe(data.path, data.name)
 
 
-def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trained_on=""):
+def load(
+    name, split="train", folder="data", fraction=1.0, seed=0, size=28, trained_on="", labels_csv=""
+):
     """Return one split as (images, labels, source).
 
     images: uint8 tensor (N, C, size, size), C is 1 or 3, 0 is black; in memory, or mapped from a
@@ -98,6 +100,7 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trai
     name: of a data set, or the path of your own images, which are first read into a file in folder.
     source: the file and where it comes from, in words.
     fraction: seeded random part of the split, in (0, 1].
+    labels_csv: a table of the labels of your own images in a folder, or "".
     trained_on: what a run was trained on, in words. Where it is given, name is what check_name
     returned for it, and the file is only read: if it is missing, that is an error that says so, and
     nothing is drawn, downloaded or converted.
@@ -106,6 +109,8 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trai
     given, name = name, name if trained_on else check_name(name, size)
     data = DataFile(name, folder, size)
     path = data.path
+    if labels_csv and name in NAMES:
+        raise UserError(f"LABELS_CSV={labels_csv}: legal with a folder of images as DATASET")
     if trained_on:
         with errors.reading(path):
             missing = not path.exists()
@@ -119,7 +124,7 @@ def load(name, split="train", folder="data", fraction=1.0, seed=0, size=28, trai
         url, md5 = (INFO[name][sized(key, size)] for key in ("url", "MD5"))
         files.make_once(path, download.download, sized(name, size), path, url, md5)
     else:
-        own_images.read_once(given, path, size)
+        own_images.read_once(given, path, size, labels_csv)
     lacks = split != "train" and name not in NAMES  # your own images need no other splits
     images, labels = read_split(data, split, may_be_empty=lacks)
     if fraction < 1.0:

@@ -4,7 +4,7 @@ import re
 import sys
 import time
 
-from common import files
+from common import files, script
 from common.errors import UserError, printable
 
 TIMEOUT = 30  # seconds without a byte after which a server counts as stalled
@@ -37,7 +37,7 @@ def download(name, path, url, md5):
                 f"{name} could not be downloaded: {error}.",
                 f"  from:    {url}",
                 f"  by hand: put the file at {path} (its MD5 is {md5})",
-                "  without a network: python train_model.py --DATASET=phantom",
+                f"  without a network: {script.command('train_model.py', DATASET='phantom')}",
             ) from None
 
 

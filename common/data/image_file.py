@@ -1,4 +1,7 @@
-"""Reads one image file, PNG, JPEG, TIFF or DICOM, into the square of pixels that is learned."""
+"""Reads one image file, PNG, JPEG, TIFF or DICOM, into the square of pixels that is learned.
+
+A file is what its first bytes say, whatever its suffix.
+"""
 
 import importlib.util
 import warnings
@@ -8,9 +11,11 @@ from PIL import Image, ImageOps
 
 from common.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
+STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # not DICOM's
 COLOURLESS = 4  # grey levels by which R, G and B of a grey image differ at most, after a JPEG
 PHOTOMETRIC = 262  # a tag of TIFF; if it is 0, white is 0, which Pillow minds at 8 bits only
+BITS, SAMPLE_FORMAT, SIGNED = 258, 339, (2,)  # tags of TIFF, and a value of the second
 
 
 class Unusable(Exception):
@@ -24,7 +29,7 @@ def read_image(path, size):
     are of another range than 0 to 255 and were scaled by that of the file. Raises Unusable if it is
     too small or cannot be decoded here, and many kinds of exceptions if it is damaged.
     """
-    image, own_range = open_dicom(path) if is_dicom(path.name) else open_image(path)
+    image, own_range = open_dicom(path) if is_dicom(path) else open_image(path)
     pixels = square(image, size)
     if pixels.ndim == 3 and np.ptp(pixels, axis=-1).max() <= COLOURLESS:
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))
@@ -58,7 +63,10 @@ def open_image(path):
             image = ImageOps.exif_transpose(opened)
         except Exception:  # damaged EXIF; the picture may be whole
             image = opened.copy()
-        white_is_zero = getattr(opened, "tag_v2", {}).get(PHOTOMETRIC) == 0
+        tags = getattr(opened, "tag_v2", {})
+    white_is_zero = tags.get(PHOTOMETRIC) == 0
+    if tags.get(SAMPLE_FORMAT) == SIGNED and tags.get(BITS) == (8,):  # -128 is black
+        return Image.fromarray(np.asarray(image) ^ np.uint8(128)), False
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         ends = sorted([values.min(), values.max()], reverse=white_is_zero)
@@ -86,8 +94,23 @@ def to_greys(values, black, white):
 # --- DICOM ---
 
 
-def is_dicom(name):
-    return name.lower().endswith(".dcm")
+def is_image(path):
+    """Whether a file is of a kind that read_image reads, by its suffix or its first bytes."""
+    if str(path).lower().endswith(SUFFIXES):
+        return True
+    start = first_bytes(path)
+    return start.startswith(STARTS) or start[128:] == b"DICM"
+
+
+def first_bytes(path):
+    with open(path, "rb") as file:
+        return file.read(132)
+
+
+def is_dicom(path):
+    start = first_bytes(path)
+    named = str(path).lower().endswith((".dcm", ".dicom"))
+    return start[128:] == b"DICM" or (named and not start.startswith(STARTS))
 
 
 def require_pydicom(path):
@@ -106,28 +129,31 @@ def open_dicom(path):
     """Return (picture, own_range) of the first frame of a DICOM file as a viewer shows it.
 
     Stored values are rescaled (slope and intercept, or the modality LUT), then shown through the
-    first VOI LUT or window of the file, or else, if they have more than 8 bits, by their own range,
-    from the darkest to the brightest; MONOCHROME1, where low is bright, is inverted. Raises as
-    read_image does.
+    first VOI LUT or window of the file, or else, unless they are plain bytes, by their own range,
+    from the darkest to the brightest; MONOCHROME1, where low is bright, is inverted. Padding is
+    black. Raises as read_image does.
     Source: DICOM PS3.3, C.7.6.3.1.2, C.11.1 and C.11.2.
     """
+    require_pydicom(path)
     import pydicom
     from pydicom import pixels as dicom
 
     with warnings.catch_warnings(action="ignore"), np.errstate(over="ignore"):
         header = pydicom.dcmread(path)
         try:
-            values = dicom.pixel_array(header, index=0)
+            stored = dicom.pixel_array(header, index=0)
         except RuntimeError:  # no plug-in for this compression
             kind = header.file_meta.TransferSyntaxUID.name
             raise Unusable(f"{kind}; pip install pylibjpeg[all] may help") from None
         highest = 2**header.BitsStored - 1
         if header.PhotometricInterpretation == "PALETTE COLOR":
-            values = dicom.apply_color_lut(values, header)
-            highest = np.iinfo(values.dtype).max
-        if values.ndim == 3:
-            return Image.fromarray((values * (255 / highest)).round().astype(np.uint8)), False
-        values = dicom.apply_modality_lut(values, header)
+            stored = dicom.apply_color_lut(stored, header)
+            highest = np.iinfo(stored.dtype).max
+        if stored.ndim == 3:
+            return Image.fromarray((stored * (255 / highest)).round().astype(np.uint8)), False
+        padding = find_padding(header, stored)
+        values = dicom.apply_modality_lut(stored, header)
+        plain = header.BitsStored == 8 and header.PixelRepresentation == 0
         own_range = False
         if header.get("VOILUTSequence"):
             values = dicom.apply_voi(values, header)
@@ -135,11 +161,25 @@ def open_dicom(path):
         elif header.get("WindowCenter") is not None and np.ravel(header.get("WindowWidth") or 0)[0]:
             values = dicom.apply_windowing(values, header)
             black, white = dicom.apply_windowing(np.array([-1e15, 1e15]), header)  # its ends
-        elif values.dtype == np.uint8 and header.BitsStored == 8:
+        elif plain and np.array_equal(values, stored):
             black, white = 0, 255
         else:
             own_range = True
-            black, white = values.min(), values.max()
+            shown = values[~padding] if not padding.all() else values
+            black, white = shown.min(), shown.max()
     if header.PhotometricInterpretation == "MONOCHROME1":
         black, white = white, black
-    return to_greys(values, black, white), own_range
+    return to_greys(np.where(padding, black, values), black, white), own_range
+
+
+def find_padding(header, stored):
+    """Return which stored values (H, W) are padding around the image, bool (H, W).
+
+    Source: DICOM PS3.3, C.7.5.1.1.2; the values may be written as unsigned where pixels are signed.
+    """
+    first = header.get("PixelPaddingValue")
+    last = header.get("PixelPaddingRangeLimit", first)
+    if not isinstance(first, int) or not isinstance(last, int):
+        return np.zeros(stored.shape, bool)
+    ends = np.array([first, last]).astype(stored.dtype)
+    return (stored >= ends.min()) & (stored <= ends.max())

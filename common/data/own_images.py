@@ -2,7 +2,8 @@
 
     scans/*.png                  neither labels nor splits
     scans/NORMAL/*.png           the folders' names are the labels, as in torchvision's ImageFolder
-    scans/train/NORMAL/*.png     there are splits, too
+    scans/train/NORMAL/*.png     there are splits, too (layout.py)
+    scans/labels.csv             has the labels, if LABELS_CSV names it (table.py)
 
 Besides MedMNIST's six arrays the file holds label_names, and made_from: digests by which a changed
 folder is noticed. docs/FILES.md says how images are cropped and resized.
@@ -11,9 +12,9 @@ folder is noticed. docs/FILES.md says how images are cropped and resized.
 import hashlib
 import os
 import re
-import stat
 import unicodedata
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import errors, files
-from common.data import image_file, npz_file
+from common.data import image_file, layout, npz_file, table
+from common.data.layout import MAX_LABELS, SPLITS
 from common.errors import UserError, printable
 
-SPLITS = ("train", "val", "test")
-FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
-SHARES = (0.7, 0.8)  # ends of train and val where there are no splits; the rest is test
-SPLIT_SEED = 0  # of these splits: the file is the same for all runs
-MAX_LABELS = 256  # a label is a byte in the files of generate_images.py
 ROWS = 256  # images of an .npz in memory at a time
-VERSION = 1  # of the reading; a higher one has all images read again
+VERSION = 2  # of the reading; a higher one has all images read again
 
 
 def is_path(text):
@@ -62,17 +59,20 @@ def short_name(text, size, hint):
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).lstrip("._-")[:80] or "images"
 
 
-def read_once(text, target, size):
+def read_once(text, target, size, labels_csv=""):
     """Read the images at a path into the file target, unless it holds these very images.
 
-    size: pixels, height and width in target. Raises UserError if no image can be read, or if the
-    file target is there and was made of something else.
+    size: pixels, height and width in target; labels_csv: a table of their labels, or "". Raises
+    UserError if no image can be read, or if the file target is there and was made of others.
     """
-    source = locate(text)
+    source, labels = locate(text), locate(labels_csv) if labels_csv else None
+    if labels and not source.is_dir():
+        raise UserError(f"LABELS_CSV={labels_csv}: legal with a folder of images as DATASET")
     if target.exists() and target.samefile(source):  # it is to be used as it is
         return
-    listing = list_images(source)
-    made_from = [digest(VERSION, listing), digest(str(source))]
+    listing, passed_over = list_images(source)
+    content = [listing, hashlib.sha256(read_bytes(labels)).hexdigest()] if labels else listing
+    made_from = [digest(VERSION, content), digest(str(source))]
     if is_made_from(target, made_from, source):
         return
     with files.lock(target, doing="making", constant=None):
@@ -80,8 +80,10 @@ def read_once(text, target, size):
             return
         files.remove_leftovers(target.parent, target.name)
         print(f"reading {printable(str(source))} into {target}, once ...")
+        if passed_over:
+            print(f"passed over, as they are no images: {passed_over}")
         if source.is_dir():
-            arrays = read_folder(source, [path for path, _, _ in listing], target, size)
+            arrays = read_folder(source, [path for path, _, _ in listing], target, size, labels)
         else:
             arrays = read_npz(source, size)
         with files.atomic_write(target) as file:
@@ -89,6 +91,11 @@ def read_once(text, target, size):
             file.flush()
             if target.exists() and checksums(target) != checksums(file.name):
                 keep(target)  # a run may have been trained on it
+
+
+def read_bytes(path):
+    with errors.reading(path):
+        return path.read_bytes()
 
 
 def checksums(path):
@@ -183,77 +190,55 @@ def check_names(path, names, labels):
 
 
 def list_images(source):
-    """Return (path, size, time) of each image file in a folder, sorted; of an .npz just its own.
+    """Return [(path, size, time)] of the image files in a folder, sorted; of an .npz just its own.
 
     The paths are tuples of the parts below the folder. Hidden files and folders, symbolic links
-    and other kinds of files are left out.
+    and other kinds of files are left out; the second thing returned says how many, in words.
     """
     if not source.is_dir():
         about = source.stat()
-        return [((source.name,), about.st_size, about.st_mtime_ns)]
-    found, links, folders = [], 0, [((), source)]
+        return [((source.name,), about.st_size, about.st_mtime_ns)], ""
+    found, others, folders = [], Counter(), [((), source)]
     while folders:
         parts, folder = folders.pop()
         with os.scandir(folder) as entries:
             for entry in entries:
-                links += entry.is_symlink()
-                if entry.name.startswith(".") or entry.is_symlink():
+                if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if entry.is_symlink():
+                    others["symbolic links"] += 1
+                elif entry.is_dir():
                     folders.append(((*parts, entry.name), entry.path))
-                elif entry.name.lower().endswith(image_file.SUFFIXES):
+                elif entry.is_file() and image_file.is_image(entry.path):
                     about = entry.stat()
-                    if stat.S_ISREG(about.st_mode):
-                        found.append(((*parts, entry.name), about.st_size, about.st_mtime_ns))
+                    found.append(((*parts, entry.name), about.st_size, about.st_mtime_ns))
+                else:
+                    others[Path(entry.name).suffix.lower() or "without suffix"] += 1
+    words = ", ".join(f"{printable(kind)} {n:,}" for kind, n in others.most_common(10))
     if not found:
-        passed = f" besides {links} symbolic links" if links else ""
+        passed = f", only {words}" if words else ""
         raise UserError(f"{source} holds no PNG, JPEG, TIFF or DICOM files{passed}")
-    return sorted(found)
+    return sorted(found), words
 
 
-def arrange(paths):
-    """Return the split and the label of each path, two lists of texts.
-
-    paths: tuples of parts. The split is "" where the folders name none, and the label where they
-    name none; both are None for an image that has its place beside the folders of the others.
-    """
-    tops = {path[0].lower() for path in paths if len(path) > 1}
-    has_splits = "train" in tops and (tops <= {*FOLDERS} or len(tops & {*FOLDERS}) > 1)
-    splits, labels = [""] * len(paths), [""] * len(paths)
-    for number, path in enumerate(paths):
-        if has_splits:
-            splits[number] = FOLDERS.get(path[0].lower()) if len(path) > 1 else None
-            path = path[1:]
-        labels[number] = path[0] if len(path) > 1 and splits[number] is not None else ""
-    labelled = any(labels)
-    for number, label in enumerate(labels):
-        if splits[number] is None or (labelled and not label):
-            splits[number] = labels[number] = None
-    return splits, labels
-
-
-def read_folder(root, paths, target, size):
+def read_folder(root, paths, target, size, labels_csv=None):
     """Return the arrays of a file in MedMNIST's layout, {name: array}, with label_names.
 
     paths: as list_images returns them; target: for a message. Raises UserError if no image of the
     training split can be read.
     """
-    splits, labels = arrange(paths)
-    used = [number for number, label in enumerate(labels) if label is not None]
-    if len(used) < len(paths):
-        beside = next(path for path, label in zip(paths, labels, strict=True) if label is None)
-        print(
-            f"{len(paths) - len(used):,} images beside the folders of splits or labels are passed "
-            f"over, the first is {printable(os.path.join(*beside))}"
-        )
-    needs = next((paths[number] for number in used if image_file.is_dicom(paths[number][-1])), None)
-    if needs:
-        image_file.require_pydicom(root.joinpath(*needs))
+    rows = None
+    if labels_csv:
+        rows, line = table.match(labels_csv, paths)
+        print(line)
+    else:
+        table.offer(root, paths)
+    items = layout.arrange(paths, rows)
 
-    images = np.empty((len(used), size, size), np.uint8)
+    images = np.empty((len(items), size, size), np.uint8)
     kept, bad, own_range, coloured = [], [], 0, []
-    for number in tqdm(used, "reading", unit=" images", disable=None):
-        path = os.path.join(*paths[number])
+    for item in tqdm(items, "reading", unit=" images", disable=None):
+        path = os.path.join(*item.path)
         try:
             pixels, by_own_range = image_file.read_image(root / path, size)
         except MemoryError:
@@ -268,52 +253,38 @@ def read_folder(root, paths, target, size):
             if images.ndim == 3:
                 images = images[..., None].repeat(3, axis=-1)
         images[len(kept)] = pixels if pixels.ndim == images.ndim - 1 else pixels[..., None]
-        kept.append(number)
+        kept.append(item)
         own_range += by_own_range
 
     if bad:
         print(
-            f"{len(bad):,} of {len(used):,} images cannot be used and are passed over: "
+            f"{len(bad):,} of {len(items):,} images cannot be used and are passed over: "
             f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}. They are tried again when "
             f"{target} is moved away"
         )
     if own_range:
         print(
-            f"{own_range:,} images of more than 8 bits are scaled by the range of each: the "
+            f"{own_range:,} images that are not of 8 bits are scaled by the range of each: the "
             "darkest pixel of a file becomes 0, the brightest 255"
         )
     if coloured:
         print(f"in colour, as {len(coloured):,} images are; the first is {printable(coloured[0])}")
-    splits, labels = ([values[number] for number in kept] for values in (splits, labels))
-    return divide(root, images[: len(kept)], splits, labels)
+    if not kept:
+        raise UserError(f"none of the images in {root} can be used for training")
+    return to_arrays(root, images[: len(kept)], kept)
 
 
-def divide(root, images, splits, labels):
-    """Return the arrays of a file in MedMNIST's layout, {name: array}, with label_names.
-
-    splits, labels: as arrange returns them, of the images. Without splits, a seeded 70, 10 and 20 %
-    of the images are those of training, validation and test.
-    """
-    names = sorted({*labels} - {""})
-    if len(names) > MAX_LABELS:
-        print(f"{len(names):,} folders are too many for labels, {MAX_LABELS} can be learned")
-        names = []
-    index = {name: number for number, name in enumerate(names)}
-    numbers = np.array([[index[label]] if names else [] for label in labels], np.uint8)
-    if any(splits):
-        parts = {name: np.array([split == name for split in splits], bool) for name in SPLITS}
-    else:
-        n = len(images)
-        order = np.random.default_rng(SPLIT_SEED).permutation(n)
-        ends = [round(share * n) for share in SHARES]
-        parts = dict(zip(SPLITS, map(np.sort, np.split(order, ends)), strict=True))
+def to_arrays(root, images, items):
+    """Return the arrays of a file in MedMNIST's layout, {name: array}, with label_names."""
+    parts, names, numbers = layout.divide(items)
+    digests = [hashlib.sha256(image).digest() for image in images]
+    layout.tell_shared(items, digests, parts, "identical to images in")
     arrays = {"label_names": np.array([printable(name)[:200] for name in names], np.str_)}
     for split, chosen in parts.items():
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[chosen], numbers[chosen]
-    counts = {split: len(arrays[f"{split}_images"]) for split in SPLITS}
-    if not counts["train"]:
+    if not parts["train"]:
         raise UserError(f"none of the images in {root} can be used for training")
-    words = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    words = ", ".join(f"{len(chosen):,} {split}" for split, chosen in parts.items())
     print(f"read {words} images, {len(names) or 'no'} labels")
     return arrays
 

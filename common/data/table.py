@@ -1,0 +1,159 @@
+"""Reads a .csv that goes with images: their labels, and who the patients are.
+
+Known are the tables of NIH ChestX-ray14 (findings joined by |), CheXpert (a column of 1, 0, -1 or
+nothing for each finding), RSNA, ISIC and what looks like them; docs/FILES.md has the rules.
+"""
+
+import contextlib
+import csv
+import itertools
+import re
+
+from common import errors
+from common.data import image_file
+from common.data.layout import enumerate_names, same_label
+from common.errors import UserError, printable
+
+# Headers, letters only. The column of files may have any: it is the one that names the images.
+LABELS = ("findinglabels", "finding", "label", "labels", "class", "classname", "diagnosis", "dx")
+LABELS += ("category", "disease", "grade", "level")
+PATIENTS = ("patientid", "patient", "subjectid", "subject", "lesionid")
+NO_LABELS = ("nofinding", "sex", "gender", "male", "female", "fold", "")  # though of 0 and 1
+VALUES = {"": 0, "0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": -1, "-1.0": -1}
+NONE = ("", "no finding", "no findings")
+SAMPLE = 2000  # rows by which the columns are told apart, if these name any image
+
+
+def match(path, paths, most=None):
+    """Return ({path: (labels, patient)}, line) of the images that a .csv names.
+
+    paths: tuples of parts; labels: a tuple of texts; patient: "" without a column. Several rows on
+    one image add up. most: rows to read, None for all.
+    Raises UserError if the .csv names none of the images, or has no column of labels.
+    """
+    header, rows = read(path, most)
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
+    plain = {re.sub("[^a-z]", "", name.lower()): name for name in reversed(header)}
+    find = finder(paths)
+    file = find_files(columns, len(rows), find)
+    if file is None:
+        raise UserError(
+            f"{path} names no image of the folder in any of its columns, {enumerate_names(header)}"
+        )
+    patient, single = (
+        next((plain[name] for name in known if name in plain), None) for known in (PATIENTS, LABELS)
+    )
+    findings = [] if single else find_findings(columns, {file, patient})
+    if not single and not findings:
+        raise UserError(
+            f"{path} has no column of labels: call it label, or give each label a column of 0 and "
+            f"1. Its columns are {enumerate_names(header)}"
+        )
+    table, uncertain = {}, 0
+    for place, text in enumerate(columns[file]):
+        found = find(text)
+        if found is None:
+            continue
+        if single:
+            labels = [label.strip() for label in re.split("[|;]", columns[single][place])]
+            labels = [label for label in labels if same_label(label) not in NONE]
+        else:
+            values = [VALUES[columns[name][place].strip()] for name in findings]
+            labels = [name for name, value in zip(findings, values, strict=True) if value == 1]
+            uncertain += values.count(-1)
+        before = table.get(found, ((),))[0]
+        who = columns[patient][place].strip() if patient else ""
+        table[found] = tuple(dict.fromkeys([*before, *labels])), who
+    words = f"labels from {enumerate_names([single] if single else findings)}"
+    words += f", {uncertain:,} values of -1 (uncertain) taken as 0" if uncertain else ""
+    words += f", patients from {printable(patient)}" if patient else ""
+    return table, f"{printable(path.name)}: files from {printable(file)}, {words}"
+
+
+def read(path, most):
+    """Return the header and at most so many rows of a .csv, all as wide as it."""
+    try:
+        with errors.reading(path), open(path, encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(",;\t", key=first.count))
+            header = [name.strip() for name in next(reader, [])]
+            header = [name or f"column {n}" for n, name in enumerate(header, start=1)]
+            width = len(header)
+            rows = [
+                (row + [""] * width)[:width] for row in itertools.islice(reader, most) if any(row)
+            ]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no table: {error}. Save it as .csv, in UTF-8") from None
+    return header, rows
+
+
+def parts_of(text):
+    """Return the parts of a path without the suffix of an image, as equal names have them."""
+    parts = [
+        same_label(part) for part in text.replace("\\", "/").split("/") if part not in ("", ".")
+    ]
+    for suffix in image_file.SUFFIXES:
+        parts[-1:] = [part.removesuffix(suffix) for part in parts[-1:]]
+    return tuple(parts)
+
+
+def finder(paths):
+    """Return a function from the text of a cell to the path it names, None if it is not just one.
+
+    The text may lack folders of the path and the suffix, or have folders around it.
+    """
+    indices = {}
+
+    def index(n):
+        if n not in indices:
+            indices[n] = {}
+            for path in paths:
+                key = parts_of("/".join(path))[-n:]
+                if len(key) == n:
+                    indices[n][key] = None if key in indices[n] else path
+        return indices[n]
+
+    def find(text):
+        parts = parts_of(text)
+        for n in range(len(parts), 0, -1):
+            path = index(n).get(parts[-n:])
+            if path and (n == len(parts) or len(path) == n):
+                return path
+        return None
+
+    return find
+
+
+def find_files(columns, n, find):
+    """Return the name of the column that names most images in n rows, None if none does."""
+    for step in (max(1, n // SAMPLE), 1):
+        hits = {
+            name: sum(find(text) is not None for text in cells[::step])
+            for name, cells in columns.items()
+        }
+        best = max(hits, key=hits.get, default=None)
+        if best is not None and hits[best]:
+            return best
+    return None
+
+
+def find_findings(columns, others):
+    """Return the names of the columns that are findings: all values are 1, 0, -1 or nothing."""
+    return [
+        name
+        for name, cells in columns.items()
+        if name not in others
+        and re.sub("[^a-z]", "", name.lower()) not in NO_LABELS
+        and {cell.strip() for cell in cells} <= VALUES.keys()
+        and any(VALUES[cell.strip()] == 1 for cell in cells)
+    ]
+
+
+def offer(folder, paths):
+    """Print a line on each .csv in a folder, or beside it, that has labels of its images."""
+    for path in sorted([*folder.glob("*.csv"), *folder.parent.glob("*.csv")]):
+        with contextlib.suppress(UserError, OSError):
+            match(path, paths, SAMPLE)
+            told = printable(str(path))
+            print(f"{told} has labels of these images: --LABELS_CSV={told} takes them")
