@@ -189,17 +189,17 @@ def build(model_args, device):
     generator = Generator(**model_args["generator"]).to(**layout)
     discriminator = Discriminator(**model_args["discriminator"]).to(**layout)
     adam = {"lr": LEARNING_RATE, "betas": (BETA1, 0.999), "fused": True, "capturable": True}
-    optimizers = [torch.optim.Adam(n.parameters(), **adam) for n in (generator, discriminator)]
-    if next(generator.parameters()).is_cuda:
-        for optimizer in optimizers:  # a CUDA graph cannot see a rate that is a number
-            optimizer.param_groups[0]["lr"] = torch.tensor(LEARNING_RATE, device=device)
-    return Model(
+    model = Model(
         generator=generator,
         discriminator=discriminator,
         generator_ema=copy.deepcopy(generator).requires_grad_(False).eval(),
-        optimizer_g=optimizers[0],
-        optimizer_d=optimizers[1],
+        optimizer_g=torch.optim.Adam(generator.parameters(), **adam),
+        optimizer_d=torch.optim.Adam(discriminator.parameters(), **adam),
     )
+    if next(generator.parameters()).is_cuda:  # a CUDA graph would freeze a rate that is a number
+        for group in model.optimizer_g.param_groups + model.optimizer_d.param_groups:
+            group["lr"] = torch.tensor(LEARNING_RATE, device=device)
+    return model
 
 
 @errors.short_of_memory("METRIC_IMAGES")
