@@ -24,13 +24,14 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import checkpoint, cuda_graph, distributed, files, hardware, log, metrics, runs
-from common import sampling, threads  # isort: skip
+from common import checkpoint, distributed, files, hardware, log, metrics, runs, sampling
+from common.cuda_graph import Step
 from common.data import dataset
 from common.data.labels import count_labels, encode_labels
 from common.ema import update_bn, update_ema
 from common.errors import UserError
 from common.schema import Model, Progress, Run
+from common.threads import choose_threads
 from dcgan import Discriminator, Generator
 
 # --- Data ---
@@ -94,7 +95,7 @@ def main(constants):
         dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
         constants["DTYPE"] = DTYPE = hardware.choose_dtype(dtype, device)
         images, labels, source, info = load_data(data)
-        why = choose_threads(images, labels, device, constants, saved)
+        why = set_threads(images, labels, device, constants, saved)
         torch.manual_seed(SEED)
         run, progress, model = new_run(images, labels, data, info, device, constants, saved)
         reference = fit_reference(images) if distributed.is_first() else None
@@ -132,7 +133,7 @@ def load_data(data):
     return images, labels, source, info
 
 
-def choose_threads(images, labels, device, constants, saved):
+def set_threads(images, labels, device, constants, saved):
     """Set the threads of a CPU and constants["THREADS"]. Returns why, in words, or "" on a GPU."""
     if device.type != "cpu":
         return ""
@@ -141,7 +142,7 @@ def choose_threads(images, labels, device, constants, saved):
     real = dataset.to_network(images[:BATCH_SIZE])
     trial = functools.partial(train_step, real, labels[:BATCH_SIZE], throwaway, DTYPE)
     kept = saved["settings"].get("THREADS", 0) if saved else 0
-    constants["THREADS"], why = threads.choose(THREADS, trial, kept)
+    constants["THREADS"], why = choose_threads(THREADS, trial, kept)
     return why
 
 
@@ -227,7 +228,7 @@ def train(images, labels, run, progress, model, folder, reference):
         checkpoint.save_run(run, progress, model, folder)
     step = functools.partial(train_step, model=model, dtype=DTYPE)
     if labels.is_cuda:
-        step = cuda_graph.Step(step, CUDA_GRAPHS and hardware.processes() == 1)
+        step = Step(step, CUDA_GRAPHS and hardware.processes() == 1)
     speed = log.Speed()
     last = last_save = last_status = time.monotonic()
     sizes = {"total": EPOCHS * epoch_images, "initial": progress.step * BATCH_SIZE}

@@ -56,7 +56,10 @@ def describe(device):
     """Return the name of a device, for the start-up summary and reports."""
     each = f"{processes()} processes, each on " if processes() > 1 else ""
     if device.type == "cuda":
-        return f"{each}cuda, {torch.cuda.get_device_name(device)}"
+        gpus = torch.cuda.device_count()
+        idle = f", 1 of {gpus} (torchrun --nproc-per-node={gpus} uses all)"
+        name = torch.cuda.get_device_name(device)
+        return f"{each}cuda, {name}{idle if gpus > processes() == 1 else ''}"
     threads = torch.get_num_threads()
     return f"{each}cpu, {threads} {'thread' if threads == 1 else 'threads'}"
 

@@ -33,9 +33,6 @@ def print_summary(run, progress, model, source, folder, pictures, reference, why
         print(f"labels     {', '.join(label_names(run.info))}")
     device = progress.running_sums.device
     print(f"device     {hardware.describe(device)}{why and f' ({why})'}")
-    if device.type == "cuda" and torch.cuda.device_count() > hardware.processes() == 1:
-        gpus = torch.cuda.device_count()
-        print(f"gpus       1 of {gpus}: torchrun --nproc-per-node={gpus} train_model.py uses all")
     print(f"dtype      {settings['DTYPE']}")
     print(f"weights    {', '.join(counts)}")
     print(f"run        {folder}, {f'from epoch {progress.epoch + 1}' if progress.step else 'new'}")

@@ -16,11 +16,11 @@ from common.hardware import processes
 ROUNDS = 3  # of timing, after one that builds what later ones find built
 
 
-def choose(wanted, trial, kept=0):
+def choose_threads(wanted, trial, kept=0):
     """Set the number of threads of torch. Returns the number and, in words, why.
 
-    wanted: THREADS of a script, 0: auto; trial: a function that takes a representative time and
-    changes nothing that counts; kept: the number with which a run began, or 0.
+    wanted: THREADS of a script, 0: auto; trial: a function to time, which changes nothing that
+    counts; kept: the number with which a run began, or 0.
     """
     default = torch.get_num_threads()
     number, why = default, "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else ""
@@ -31,14 +31,14 @@ def choose(wanted, trial, kept=0):
         number, why = max(1, min(default, round(idle))), f"{idle:.1f} of {cores} cores are idle"
         times = measure(trial, {number, kept or 1})
         best = min(times, key=times.get)
-        told = ", ".join(f"{n} x {times[n]:.3f} s" for n in sorted(times))
-        why += f"; threads and time: {told}" if len(times) > 1 else ""
         if kept:
-            gain = times[kept] / times[best]
-            faster = f"; --THREADS={best} would now be {gain:.1f} times as fast"
-            number, why = kept, "as when the run began" + (faster if gain > 2 else "")
-        else:
+            number, why = kept, "as when the run began"
+            if times[kept] > 2 * times[best]:
+                gain = f"{times[kept] / times[best]:.1f} times as fast"
+                why += f"; --THREADS={best} would now be {gain}"
+        elif len(times) > 1:
             number = best
+            why += "; threads and time: " + ", ".join(f"{n} x {t:.3f} s" for n, t in times.items())
     torch.set_num_threads(number)
     return number, why
 
