@@ -39,6 +39,7 @@ from common.data.labels import (
 )
 from common.data.layout import same_label
 from common.errors import UserError
+from common.threads import choose_threads
 
 # --- Run ---
 RUN_NAME = ""  # folder in MODELS_DIR; empty: the run trained last
@@ -57,6 +58,9 @@ DATA_DIR = ""  # folder of that file; empty: the one the run was trained from
 IMAGES_DIR = "images"  # where generate_report.py writes, too
 OUT = ""  # a folder that does not exist yet; empty: IMAGES_DIR/RUN_NAME/export
 
+# --- Hardware ---
+THREADS = 0  # 0: what is faster now, by the cores that are idle [0 to 1024]
+
 _AS_TRAINED = "as in the training set"
 
 
@@ -71,6 +75,7 @@ def main():
     name, size = saved["settings"]["DATASET"], saved["settings"]["SIZE"]
     label_counts, about_labels = choose_labels(saved, folder)
     generator = checkpoint.rebuild_generator(saved, path)
+    choose_threads(THREADS, lambda: sampling.sample(generator, label_counts, 64, SEED))
     n_whole = saved["info"]["n_samples"]["train"]
     n = N_IMAGES or n_whole
     real = {}

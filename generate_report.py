@@ -27,6 +27,7 @@ from common import checkpoint, files, membership, runs, sampling
 from common.data import dataset
 from common.data.labels import draw_labels
 from common.errors import UserError
+from common.threads import choose_threads
 from report import detective, evaluation, play, plotting, sections
 from report.context import Captions, Context, Neighbours, Samples, environment, fewer, fewer_tiles
 
@@ -68,8 +69,12 @@ N_SYNTHETIC = 1000  # images in synthetic/synthetic.npz [1 to 100000]
 N_EXAMINED = 1000  # of these, searched for near-duplicates, copies and failures [1 to 3000]
 N_DETECTIVE = 2000  # further ones, for DETECTIVE; at most half the training images [100 to 20000]
 
+# --- Hardware ---
+THREADS = 0  # 0: what is faster now, by the cores that are idle [0 to 1024]
+
 # Settings of the training that the page leaves out: where files are is private.
 HIDDEN = {"DATA_DIR", "MODELS_DIR", "IMAGES_DIR", "RUN_NAME", "RESUME", "CHECKPOINT_MINUTES"}
+HIDDEN |= {"CUDA_GRAPHS"}
 
 
 def main(constants):
@@ -172,6 +177,7 @@ def load_generators(saved, folder, snapshots, shown, options):
     """
     generator = checkpoint.rebuild_generator(saved, folder / "checkpoint.pt")
     latents = saved["fixed_latents"][: options.GRID_ROWS * options.GRID_COLUMNS]
+    choose_threads(THREADS, lambda: draw(generator, latents, saved["label_counts"]))
     grids = {}
     for epoch, path in tqdm(snapshots.items(), "reading", unit=" epochs", disable=None):
         snapshot = checkpoint.load(path, checkpoint.SNAPSHOT)

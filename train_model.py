@@ -17,6 +17,7 @@ if __name__ == "__main__":
     script.prepare()  # before torch, which takes seconds
 
 import copy
+import functools
 import time
 
 import torch
@@ -24,11 +25,13 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import checkpoint, distributed, files, hardware, log, metrics, runs, sampling
+from common.cuda_graph import Step
 from common.data import dataset
 from common.data.labels import count_labels, encode_labels
 from common.ema import update_bn, update_ema
 from common.errors import UserError
 from common.schema import Model, Progress, Run
+from common.threads import choose_threads
 from dcgan import Discriminator, Generator
 
 # --- Data ---
@@ -55,6 +58,8 @@ METRIC_IMAGES = 1000  # images compared with real ones after each epoch; 0 for n
 # --- Hardware ---
 DEVICE = "auto"  # auto: CUDA where there is one ["auto", "cpu", "cuda"]
 DTYPE = "auto"  # of convolutions; auto: bfloat16 where it is fast ["auto", "float32", "bfloat16"]
+THREADS = 0  # on a CPU; 0: what is faster now, a resumed run keeps its number [0 to 1024]
+CUDA_GRAPHS = True  # replay a step on a GPU; what Python decides in it stays fixed [True, False]
 
 # --- Files ---
 RUN_NAME = ""  # folder of this run in MODELS_DIR and IMAGES_DIR; empty: the name of its data
@@ -66,7 +71,7 @@ RESUME = "auto"  # never: archive an existing run and start over ["auto", "never
 
 # A run can be resumed when these have changed; any other constant would make it another run.
 MAY_CHANGE = {"LABELS_CSV", "DATA_DIR", "EPOCHS", "DEVICE", "RUN_NAME", "MODELS_DIR", "IMAGES_DIR"}
-MAY_CHANGE |= {"CHECKPOINT_MINUTES", "SNAPSHOT_EPOCHS", "RESUME"}
+MAY_CHANGE |= {"CHECKPOINT_MINUTES", "SNAPSHOT_EPOCHS", "RESUME", "THREADS", "CUDA_GRAPHS"}
 
 
 @distributed.launch
@@ -94,6 +99,7 @@ def main(constants):
         dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
         constants["DTYPE"] = DTYPE = hardware.choose_dtype(dtype, device)
         images, labels, source, info = load_data(data)
+        why = set_threads(images, labels, device, constants, saved)
         torch.manual_seed(SEED)
         run, progress, model = new_run(images, labels, data, info, device, constants, saved)
         reference = fit_reference(images) if distributed.is_first() else None
@@ -103,7 +109,7 @@ def main(constants):
             if RESUME != "auto" and (folder.exists() or pictures.exists()):
                 print(f"the run that was here is now called {runs.archive(folder, pictures)}")
             files.remove_leftovers(folder)
-        log.print_summary(run, progress, model, source, folder, pictures, report, reference)
+        log.print_summary(run, progress, model, source, folder, pictures, report, reference, why)
         images = hardware.place(images, device)
         train(images, labels.to(device), run, progress, model, folder, reference)
         for warning in log.warnings(progress.history[-1]):
@@ -131,6 +137,19 @@ def load_data(data):
     return images, labels, source, info
 
 
+def set_threads(images, labels, device, constants, saved):
+    """Set the threads of a CPU and constants["THREADS"]. Returns why, in words, or "" on a GPU."""
+    if device.type != "cpu":
+        return ""
+    shape = images.shape[1], labels.shape[1], SIZE
+    throwaway = build(saved["model_args"] if saved else network_args(*shape), device)
+    real = dataset.to_network(images[:BATCH_SIZE])
+    trial = functools.partial(train_step, real, labels[:BATCH_SIZE], throwaway, DTYPE)
+    kept = saved["settings"].get("THREADS", 0) if saved else 0
+    constants["THREADS"], why = choose_threads(THREADS, trial, kept)
+    return why
+
+
 def new_run(images, labels, data, info, device, constants, saved):
     """Return a run, its progress and its model as they are before the first step.
 
@@ -154,7 +173,7 @@ def new_run(images, labels, data, info, device, constants, saved):
         info=info,
     )
     progress = Progress(
-        permutation=torch.randperm(len(images), device=device),
+        permutation=torch.randperm(len(images)),  # on the CPU: the same order on any device
         running_sums=torch.zeros(len(log.STATISTICS), device=device),
     )
     return run, progress, model
@@ -174,14 +193,18 @@ def build(model_args, device):
     layout = {"device": device, "memory_format": torch.channels_last}
     generator = Generator(**model_args["generator"]).to(**layout)
     discriminator = Discriminator(**model_args["discriminator"]).to(**layout)
-    adam = {"lr": LEARNING_RATE, "betas": (BETA1, 0.999), "fused": True}
-    return Model(
+    adam = {"lr": LEARNING_RATE, "betas": (BETA1, 0.999), "fused": True, "capturable": True}
+    model = Model(
         generator=generator,
         discriminator=discriminator,
         generator_ema=copy.deepcopy(generator).requires_grad_(False).eval(),
         optimizer_g=torch.optim.Adam(generator.parameters(), **adam),
         optimizer_d=torch.optim.Adam(discriminator.parameters(), **adam),
     )
+    if next(generator.parameters()).is_cuda:  # a CUDA graph would freeze a rate that is a number
+        for group in model.optimizer_g.param_groups + model.optimizer_d.param_groups:
+            group["lr"] = torch.tensor(LEARNING_RATE, device=device)
+    return model
 
 
 @errors.short_of_memory("METRIC_IMAGES")
@@ -207,6 +230,10 @@ def train(images, labels, run, progress, model, folder, reference):
     epoch_images = len(images) // BATCH_SIZE * BATCH_SIZE  # the last incomplete batch is dropped
     if progress.step == 0 and distributed.is_first():  # a full disk shows now, not after an hour
         checkpoint.save_run(run, progress, model, folder)
+    step = functools.partial(train_step, model=model, dtype=DTYPE)
+    if labels.is_cuda:
+        step = Step(step, CUDA_GRAPHS and hardware.processes() == 1)
+    speed = log.Speed()
     last = last_save = last_status = time.monotonic()
     sizes = {"total": EPOCHS * epoch_images, "initial": progress.step * BATCH_SIZE}
     with script.catch_signals() as caught, tqdm(**sizes, unit=" images", disable=None) as bar:
@@ -216,11 +243,11 @@ def train(images, labels, run, progress, model, folder, reference):
                 # Get a batch.
                 start = progress.images_seen
                 batch = distributed.local_rows(progress.permutation[start : start + BATCH_SIZE])
-                real = dataset.to_network(hardware.fetch(images, batch))
+                pixels, own_labels = hardware.fetch(images, labels, batch)
 
                 # Update D, G and the EMA.
                 set_learning_rate(model, progress.step + 1)
-                progress.running_sums += train_step(real, labels[batch], model, DTYPE)
+                progress.running_sums += step(dataset.to_network(pixels), own_labels)
                 progress.images_seen += BATCH_SIZE
                 progress.step += 1
                 seen = progress.step * BATCH_SIZE
@@ -229,6 +256,8 @@ def train(images, labels, run, progress, model, folder, reference):
                 # Show the status.
                 now = time.monotonic()
                 progress.seconds += now - last
+                if warning := speed.falls(BATCH_SIZE, now - last):
+                    bar.write(warning)
                 last = now
                 bar.update(BATCH_SIZE)
                 if now - last_status > (60 if bar.disable else 1):  # seconds
@@ -261,7 +290,8 @@ def set_learning_rate(model, step):
     step alone, so that a finished run with more EPOCHS is the same as one that had them at once.
     """
     for group in model.optimizer_g.param_groups + model.optimizer_d.param_groups:
-        group["lr"] = LEARNING_RATE * min(1.0, LR_DECAY_START / step)
+        rate = LEARNING_RATE * min(1.0, LR_DECAY_START / step)
+        group["lr"] = group["lr"].fill_(rate) if torch.is_tensor(group["lr"]) else rate
 
 
 @errors.short_of_memory("BATCH_SIZE")
@@ -337,7 +367,7 @@ def end_epoch(n, run, progress, model, folder, reference):
     progress.epoch, progress.images_seen = progress.epoch + 1, 0
     progress.seconds = progress.maintenance_seconds = 0.0
     progress.running_sums = torch.zeros_like(progress.running_sums)
-    progress.permutation = torch.randperm(n, device=progress.permutation.device)
+    progress.permutation = torch.randperm(n)
     if distributed.is_first():
         if progress.epoch % SNAPSHOT_EPOCHS == 0 or progress.epoch == EPOCHS:
             checkpoint.save_snapshot(run, progress, model, folder)

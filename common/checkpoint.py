@@ -203,7 +203,8 @@ def load_optimizer_state(optimizer, saved, stepped, name):
     alike = [len(g["params"]) for g in groups] == [len(g["params"]) for g in saved["param_groups"]]
     require(alike, name, "has other groups of parameters")
     for group, old in zip(groups, saved["param_groups"], strict=True):
-        group["lr"] = old["lr"]
+        ours, rate = group["lr"], float(old["lr"])  # a tensor if it is to be on a GPU
+        group["lr"] = torch.full_like(ours, rate) if torch.is_tensor(ours) else rate
     for parameter in (parameter for group in probe.param_groups for parameter in group["params"]):
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     step = type(probe).step
@@ -273,6 +274,8 @@ def save_run(run, progress, model, folder):
     """Write checkpoint.pt into a run's folder. Raises UserError, also if weights are not finite."""
     check_finite(progress, model, folder)
     progress.saved_at = time.time()
+    if progress.running_sums.is_cuda:
+        progress.rng_cuda = torch.cuda.get_rng_state(progress.running_sums.device)
     content = {"format": schema.FORMAT} | vars(run) | vars(progress)
     for name, part in vars(model).items():
         content[name] = part.state_dict()
@@ -280,8 +283,6 @@ def save_run(run, progress, model, folder):
             numbers = [n for group in content[name]["param_groups"] for n in group["params"]]
             content[name]["state"] = dict.fromkeys(numbers, UNUSED) | content[name]["state"]
     content["rng_cpu"] = torch.get_rng_state()
-    device = progress.running_sums.device
-    content["rng_cuda"] = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     save(folder / "checkpoint.pt", content)
 
 

@@ -153,8 +153,8 @@ def average_gradients(network):
 
 def average_statistics(statistics, *networks):
     """Average a tensor and the running statistics of networks' BatchNorm. Returns the tensor."""
-    buffers = (buffer for network in networks for buffer in network.buffers())
-    average([statistics, *(buffer for buffer in buffers if buffer.is_floating_point())])
+    named = (pair for network in networks for pair in network.named_buffers())
+    average([statistics, *(buffer for name, buffer in named if "running" in name)])
     return statistics
 
 
@@ -166,8 +166,8 @@ def average(tensors):
     with peer_errors():
         dist.all_reduce(flat)
     pieces = flat.div_(processes()).split([tensor.numel() for tensor in tensors])
-    for tensor, piece in zip(tensors, pieces, strict=True):
-        tensor.copy_(piece.view_as(tensor))
+    pairs = zip(tensors, pieces, strict=True)
+    torch._foreach_copy_(tensors, [piece.view_as(tensor) for tensor, piece in pairs])
 
 
 def sync_signals(signals):

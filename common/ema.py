@@ -16,8 +16,8 @@ def update_ema(generator_ema, generator, images_seen, batch_size, half_life):
     """
     half_life = min(half_life, images_seen / 20)
     decay = 0.5 ** (batch_size / half_life) if half_life else 0.0
-    for averaged, trained in zip(generator_ema.parameters(), generator.parameters(), strict=True):
-        averaged.lerp_(trained, 1 - decay)
+    averaged, trained = [*generator_ema.parameters()], [*generator.parameters()]
+    torch._foreach_lerp_(averaged, trained, 1 - decay)  # on a GPU one launch for all of them
 
 
 @torch.no_grad()

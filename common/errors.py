@@ -76,6 +76,7 @@ def short_of_memory(*constants):
         yield
     except (MemoryError, RuntimeError, OSError) as error:
         words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
+        words += ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
             raise
         fix = f"Lower {' or '.join(constants)}, or close" if constants else "Close"

@@ -14,15 +14,37 @@ from common.errors import UserError
 
 
 def choose_device(name):
-    """Return the torch.device of a name; "auto": CUDA where there is one. Raises UserError."""
+    """Return the torch.device of a name; "auto": CUDA where it works. Raises UserError."""
+    trouble = cuda_trouble() if name in ("auto", "cuda") else None
+    if name == "cuda" and trouble:
+        raise UserError(f'DEVICE=cuda: {trouble}. Legal are "cpu" and "auto"')
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError('DEVICE=cuda: torch finds no CUDA device here. Legal are "cpu" and "auto"')
+        if trouble and (torch.cuda.is_available() or Path("/dev/nvidia0").exists()):
+            print(f"the CPU is used, not the GPU: {trouble}")
+        name = "cpu" if trouble else "cuda"
     try:
         return torch.device(name)
     except RuntimeError as error:  # settings.py lets it pass if the comment has no legal values
         raise UserError(f"DEVICE={name}: {error}") from None
+
+
+def cuda_trouble():
+    """Return why torch cannot compute on a GPU here, or None. Tries it, with one small kernel."""
+    try:
+        torch.ones(2, device="cuda").sum().item()
+    except (AssertionError, RuntimeError) as error:  # of torch's Python; of CUDA and the driver
+        cause = str(error).split("\n")[0].strip().rstrip(".")
+        if not torch.backends.cuda.is_built():
+            return "this torch is built without CUDA; pytorch.org says how to install one with it"
+        if "no kernel image" in cause:
+            return (
+                f"this torch has no kernels for {torch.cuda.get_device_name()}, only for "
+                f"{' '.join(torch.cuda.get_arch_list())}; install another version of torch"
+            )
+        if not torch.cuda.is_available():
+            return f"no NVIDIA driver, or one too old for CUDA {torch.version.cuda} ({cause})"
+        return f"the GPU does not answer, or another program has it ({cause})"
+    return None
 
 
 def processes():
@@ -34,7 +56,10 @@ def describe(device):
     """Return the name of a device, for the start-up summary and reports."""
     each = f"{processes()} processes, each on " if processes() > 1 else ""
     if device.type == "cuda":
-        return f"{each}cuda, {torch.cuda.get_device_name(device)}"
+        gpus = torch.cuda.device_count()
+        idle = f", 1 of {gpus} (torchrun --nproc-per-node={gpus} uses all)"
+        name = torch.cuda.get_device_name(device)
+        return f"{each}cuda, {name}{idle if gpus > processes() == 1 else ''}"
     threads = torch.get_num_threads()
     return f"{each}cpu, {threads} {'thread' if threads == 1 else 'threads'}"
 
@@ -58,11 +83,17 @@ def place(images, device):
     return images.to(device)
 
 
-def fetch(images, indices):
-    """Return images[indices] on the device of the indices, from wherever the images are."""
-    if images.device == indices.device:
-        return images[indices]
-    return images[indices.cpu()].pin_memory().to(indices.device, non_blocking=True)
+def fetch(images, labels, indices):
+    """Return images[indices] and labels[indices] on the device of the labels, waiting for nothing.
+
+    images: where `place` left them; indices: on the CPU.
+    """
+    if not labels.is_cuda:
+        return images[indices], labels[indices]
+    there = indices.pin_memory().to(labels.device, non_blocking=True)
+    if images.is_cuda:
+        return images[there], labels[there]
+    return images[indices].pin_memory().to(labels.device, non_blocking=True), labels[there]
 
 
 def cpu_name():
@@ -86,16 +117,20 @@ def choose_dtype(dtype, device):
 
     Raises UserError.
     """
-    if dtype != "auto":
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise UserError(f"DTYPE={dtype}: torch has no such dtype")
-        return dtype
+    if not isinstance(getattr(torch, dtype, None), torch.dtype) and dtype != "auto":
+        raise UserError(f"DTYPE={dtype}: torch has no such dtype")
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Without these instructions bfloat16 is emulated, slower than float32.
         fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return "bfloat16" if fast else "float32"
+    if dtype == "bfloat16" and not fast:
+        print(
+            "bfloat16 is emulated on this device, up to ten times slower than float32. A run keeps "
+            "its dtype: resume it where bfloat16 is fast, or train anew with --DTYPE=float32 and "
+            "another RUN_NAME."
+        )
+    return dtype if dtype != "auto" else "bfloat16" if fast else "float32"
 
 
 def autocast(device, dtype):

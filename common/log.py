@@ -4,6 +4,8 @@ import shlex
 import sys
 from datetime import timedelta
 
+import torch
+
 from common import distributed, hardware, metrics, spectrum
 from common.data import dataset
 from common.data.labels import label_names
@@ -15,11 +17,11 @@ COLLAPSE = (
 )
 
 
-def print_summary(run, progress, model, source, folder, pictures, report, reference):
+def print_summary(run, progress, model, source, folder, pictures, report, reference, why):
     """Print what is trained on what, and where it is written.
 
     source: of the data, in words; report: the command that draws the pictures; reference: what
-    train_model.fit_reference returned.
+    train_model.fit_reference returned; why: so many threads, in words, or "".
     """
     settings, n = run.settings, len(progress.permutation)
     networks = {name: getattr(model, name) for name in run.model_args}
@@ -29,7 +31,8 @@ def print_summary(run, progress, model, source, folder, pictures, report, refere
     print(f"images     {n:,} of {size}x{size}x{run.channels}, {steps} steps per epoch")
     if settings["CONDITIONAL"]:
         print(f"labels     {', '.join(label_names(run.info))}")
-    print(f"device     {hardware.describe(progress.permutation.device)}")
+    device = progress.running_sums.device
+    print(f"device     {hardware.describe(device)}{why and f' ({why})'}")
     print(f"dtype      {settings['DTYPE']}")
     print(f"weights    {', '.join(counts)}")
     print(f"run        {folder}, {f'from epoch {progress.epoch + 1}' if progress.step else 'new'}")
@@ -75,6 +78,31 @@ def show_means(bar, progress, batch_size, epochs, epoch_images):
     if bar.disable:
         share = progress.images_seen / epoch_images
         print(f"{share:.0%} of epoch {progress.epoch + 1}/{epochs}, {line}")
+
+
+class Speed:
+    """Notices once when training becomes less than half as fast as it was."""
+
+    SECONDS = 20  # over which speed is measured
+
+    def __init__(self):
+        self.images, self.seconds, self.best, self.told = 0, 0.0, 0.0, False
+
+    def falls(self, images, seconds):
+        """Take note of a step. Returns the line that says what helps, or None."""
+        self.images, self.seconds = self.images + images, self.seconds + seconds
+        if self.seconds < self.SECONDS:
+            return None
+        speed, best, self.images, self.seconds = self.images / self.seconds, self.best, 0, 0.0
+        self.best = max(best, speed)
+        if self.told or speed > best / 2:
+            return None
+        self.told = True
+        helps = "; so does --THREADS=1, after Ctrl-C" if torch.get_num_threads() > 1 else ""
+        return (
+            f"{speed:.0f} images/s, {best:.0f} before: other programs keep the machine busy. "
+            f"Closing them helps{helps}."
+        )
 
 
 def describe_means(row):

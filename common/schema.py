@@ -74,6 +74,8 @@ OPTION = ByType((*OPTIONS, (torch.Tensor, Tensor(torch.float32))))
 GROUP = Table({"params": ListOf(Integer()), "lr": RATE}, others=OPTION)
 OPTIMIZER = Table({"state": STATES, "param_groups": ListOf(GROUP)})
 
+RNG = Tensor(torch.uint8, 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -106,6 +108,8 @@ class Progress:
     saved_at: Annotated[float, Number(0, 1e12)] = 0.0  # seconds since 1970
     epoch: Annotated[int, Integer()] = 0  # finished epochs
     step: Annotated[int, Integer()] = 0  # finished steps, over all epochs
+    # of the GPU that was used last; kept while a CPU trains
+    rng_cuda: Annotated[torch.Tensor | None, ByType((NONE, (torch.Tensor, RNG)))] = None
     # the rows of log.csv, one per epoch
     history: Annotated[list, ListOf(ROW)] = dataclasses.field(default_factory=list)
 
@@ -121,12 +125,11 @@ class Model:
     optimizer_d: Annotated[torch.optim.Optimizer, OPTIMIZER]
 
 
-RNG = Tensor(torch.uint8, 1)
 RULES = {"format": OneOf((FORMAT,))}  # first, so that it is what a message names
 for part in (Run, Progress, Model):
     hints = typing.get_type_hints(part, include_extras=True)
     RULES |= {name: hint.__metadata__[0] for name, hint in hints.items()}
-CHECKPOINT = Table(RULES | {"rng_cpu": RNG, "rng_cuda": ByType((NONE, (torch.Tensor, RNG)))})
+CHECKPOINT = Table(RULES | {"rng_cpu": RNG})
 KEPT = ("format", "generator_ema", "epoch", "settings", "channels", "label_counts", "model_args")
 SNAPSHOT = Table({key: RULES[key] for key in (*KEPT, "data_official", "info")})
 

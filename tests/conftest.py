@@ -1,8 +1,14 @@
 """What the tests share: data, runs that are trained once, and ways to run a script."""
 
+import os
+
+# Bit for bit, two processes, forks: the tests are of the CPU, on a computer with a GPU too. Those
+# marked "gpu" start processes that see it.
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
+
 import contextlib
 import itertools
-import os
 import runpy
 import shutil
 import signal
@@ -143,6 +149,18 @@ def real_dir():
         if (folder / "pneumoniamnist.npz").exists():
             return folder
     pytest.skip("PneumoniaMNIST is not here: put pneumoniamnist.npz into data/ to run this test")
+
+
+@pytest.fixture(scope="session")
+def gpu_environment():
+    """The environment of a process that sees the GPU, or a skip."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment.pop("CUDA_VISIBLE_DEVICES")
+    environment |= {} if GPUS is None else {"CUDA_VISIBLE_DEVICES": GPUS}
+    code = "import torch; raise SystemExit(not torch.cuda.is_available())"
+    if subprocess.run([sys.executable, "-c", code], env=environment).returncode:
+        pytest.skip("torch finds no GPU here")
+    return environment
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,21 @@ def test_a_variant_that_is_unknown_or_fails_is_named(run, benchmark, few_phantom
     failed = run("benchmarks/ablations.py", *ABLATIONS, "--VARIANTS=as shipped")
     assert failed.status == 1 and "as shipped, seed 0, failed with status 1: see" in failed.text
     assert "no checkpoint.pt to resume" in folder.with_suffix(".txt").read_text()
+
+
+def test_the_checks_for_a_gpu_are_rehearsed_on_a_cpu(benchmark):
+    small = ["--TRAIN_FRACTION=0.02", "--SIZES=28", "--BATCH_SIZES=8", "--SECONDS=0.01"]
+    result = benchmark("on_gpu.py", "--DEVICE=cpu", *small)
+    assert result.returncode == 0, result.stderr
+    assert "failed" not in result.stdout and "differ" not in result.stdout, result.stdout
+    for check in ("killed and resumed, the same kernels | bit for bit", "bfloat16 | plain "):
+        assert check in result.stdout
+
+
+def test_a_training_is_measured_beside_busy_programs(benchmark):
+    result = benchmark("busy.py", "--BUSY=0,1", "--THREADS=0,1", "--SECONDS=0.2", "--REPORT=False")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "| busy programs | auto | 1 threads |"
+    for number, line in enumerate(lines[2:4]):
+        assert re.fullmatch(rf"\| {number} \| [\d,]+ \([12] threads?\) \| [\d,]+ \|", line), line
