@@ -64,7 +64,7 @@ def test_a_run_leaves_a_checkpoint_a_log_and_a_generator_an_epoch(run, small):
     assert result.status == 0
     assert "Phantom (computer-drawn, not patients)" in result.text
     assert "epoch 2/2" in result.text and "\r" not in result.text  # no terminal: plain lines
-    assert "python generate_report.py" in result.text
+    assert "generate_report.py --RUN_NAME=phantom" in result.text
     names = {path.name for path in Path("models/phantom").iterdir()}
     assert names == {
         "checkpoint.pt",
