@@ -363,7 +363,7 @@ def test_a_report_on_a_run_that_does_not_exist_is_refused(refused, trained):
 
 def test_a_report_without_any_run_is_refused(refused):
     message = refused("generate_report.py")
-    assert message.startswith("error: models ") and "python train_model.py" in message
+    assert message.startswith("error: models ") and "train_model.py" in message
 
 
 def test_a_run_folder_without_a_checkpoint_is_not_trained_over(refused, small):

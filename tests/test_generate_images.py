@@ -173,7 +173,7 @@ def test_medmnists_class_loads_the_export_in_place_of_the_real_file(run, tmp_pat
     assert "NOT FOR CLINICAL USE" in about
     assert "An empirical check, not a guarantee" in about and "--RUN_NAME=" in about
 
-    few = run("generate_images.py", "--N_IMAGES=70", "--OUT=few", "--LABELS=Pneumonia")
+    few = run("generate_images.py", "--N_IMAGES=70", "--OUT=few", "--LABELS=Pneumonias")
     assert few.status == 1 and '"normal", "pneumonia"' in few.text
     few = run("generate_images.py", "--N_IMAGES=70", "--OUT=few", "--LABELS=pneumonia")
     assert few.status == 0 and "insists on 4,708 images" in few.text
