@@ -99,9 +99,12 @@ def main(constants):
         dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
         constants["DTYPE"] = DTYPE = hardware.choose_dtype(dtype, device)
         images, labels, source, info = load_data(data)
-        why = set_threads(images, labels, device, constants, saved)
+        shape = images.shape[1], labels.shape[1], SIZE
+        # A run keeps its architecture when the defaults of dcgan.py change.
+        model_args = saved["model_args"] if saved else network_args(*shape)
+        why = set_threads(images, labels, model_args, device, constants, saved)
         torch.manual_seed(SEED)
-        run, progress, model = new_run(images, labels, data, info, device, constants, saved)
+        run, progress, model = new_run(images, labels, data, info, model_args, device, constants)
         reference = fit_reference(images) if distributed.is_first() else None
         if saved:
             run = checkpoint.resume(saved, run, progress, model, folder / "checkpoint.pt")
@@ -137,27 +140,27 @@ def load_data(data):
     return images, labels, source, info
 
 
-def set_threads(images, labels, device, constants, saved):
+def set_threads(images, labels, model_args, device, constants, saved):
     """Set the threads of a CPU and constants["THREADS"]. Returns why, in words, or "" on a GPU."""
     if device.type != "cpu":
         return ""
-    shape = images.shape[1], labels.shape[1], SIZE
-    throwaway = build(saved["model_args"] if saved else network_args(*shape), device)
     real = dataset.to_network(images[:BATCH_SIZE])
-    trial = functools.partial(train_step, real, labels[:BATCH_SIZE], throwaway, DTYPE)
+
+    throwaway = functools.cache(functools.partial(build, model_args, device))
+
+    def trial():
+        train_step(real, labels[:BATCH_SIZE], throwaway(), DTYPE)
+
     kept = saved["settings"].get("THREADS", 0) if saved else 0
     constants["THREADS"], why = choose_threads(THREADS, trial, kept)
     return why
 
 
-def new_run(images, labels, data, info, device, constants, saved):
+def new_run(images, labels, data, info, model_args, device, constants):
     """Return a run, its progress and its model as they are before the first step.
 
-    constants: what the checkpoints say of them; saved: the checkpoint to resume, or None.
+    constants: what the checkpoints say of them.
     """
-    # A run keeps its architecture when the defaults of dcgan.py change.
-    shape = images.shape[1], labels.shape[1], SIZE
-    model_args = saved["model_args"] if saved else network_args(*shape)
     model = build(model_args, device)
     functions = [train_step, set_learning_rate, generator_loss, discriminator_loss]
     run = Run(
