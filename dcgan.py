@@ -5,6 +5,7 @@ The generator draws an image from a latent vector; the discriminator says how re
 
 import torch
 from torch import nn
+from torch.nn.functional import avg_pool2d, conv2d
 
 
 def sides(size):
@@ -85,10 +86,11 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (N, channels, size, size) in [-1, 1] -> logits (N, 2); above 0 means "looks real".
+    """Images (N, channels, size, size) in [-1, 1] -> logits (N, 1 + T); above 0: "looks real".
 
-    The first column is the DCGAN's verdict on the whole image, the second that of Texture; with
-    texture=False, the plain DCGAN, there is only the first. The losses treat both alike.
+    The first column is the DCGAN's verdict on the whole image, the others are those of a Texture at
+    size, at half of it, and so on. The losses treat all alike. scales: four numbers for each
+    Texture, as `texture_scales` returns them; with scales=() it is the plain DCGAN.
 
     labels: the width of a label vector; 0 is the plain, unconditional DCGAN. A conditional one
     takes label vectors (N, labels) as well and adds <V y, h>, of the labels y and the features h,
@@ -97,7 +99,14 @@ class Discriminator(nn.Module):
     pixels that is at 14, 7 and 4; the last counts for all coarser maps as well, down to 4x4.
     """
 
-    def __init__(self, channels=1, labels=0, size=28, widths=(32, 64, 128), texture=True):
+    def __init__(
+        self,
+        channels=1,
+        labels=0,
+        size=28,
+        widths=(32, 64, 128),
+        scales=(2.6, 0.12, 0.10, 0.033),  # of PneumoniaMNIST
+    ):
         super().__init__()
         _, half, *smaller = sides(size)
         width, *wider = [*widths] + [widths[-1]] * (len(smaller) + 1 - len(widths))
@@ -124,7 +133,10 @@ class Discriminator(nn.Module):
             larger, width = side, outputs
         self.head = nn.Linear(width * 4 * 4, 1)
         self.embed = nn.Linear(labels, width * 4 * 4, bias=False) if labels else None
-        self.texture = Texture(channels) if texture else None
+        levels = [scales[start : start + 4] for start in range(0, len(scales), 4)]
+        self.textures = nn.ModuleList(
+            Texture(channels, 2**halvings, level) for halvings, level in enumerate(levels)
+        )
         self.apply(initialise)
 
     def features(self, images):
@@ -138,26 +150,23 @@ class Discriminator(nn.Module):
         logits = self.head(features)
         if self.embed is not None:
             logits = logits + (self.embed(labels) * features).sum(1, keepdim=True)
-        if self.texture is not None:
-            logits = torch.cat([logits, self.texture(images)], dim=1)
-        return logits
+        return torch.cat([logits, *(texture(images) for texture in self.textures)], dim=1)
 
 
 class Texture(nn.Module):
     """Judges texture alone: images (N, channels, size, size) in [-1, 1] -> logits (N, 1).
 
     Nearly all of the variance of an X-ray is in smooth shapes, so a discriminator hardly sees the
-    finest detail. This one sees the four 2x2 Haar bands, each divided by its standard deviation (on
-    PneumoniaMNIST; the coarse band by four times that), through 10x10 pixels at a time, and
-    averages its verdicts over all places, as a patch discriminator does (Isola et al. 2017).
+    finest detail. This one sees the four 2x2 Haar bands, each divided by its scale, through 10x10
+    pixels at a time, and averages its verdicts over all places, as a patch discriminator does
+    (Isola et al. 2017). factor: a pixel is the mean of factor x factor ones, so that ribs fit into
+    10x10 pixels in large images, too.
     """
 
-    SCALES = (2.6, 0.12, 0.10, 0.033)  # coarse, horizontal, vertical and diagonal differences
-
-    def __init__(self, channels, width=32):
+    def __init__(self, channels, factor, scales, width=32):
         super().__init__()
-        kernels = haar_kernels(channels, self.SCALES)
-        self.register_buffer("kernels", kernels, persistent=False)
+        self.factor, self.scales = factor, scales
+        self.register_buffer("kernels", haar_kernels(channels, factor, scales), persistent=False)
         self.places = nn.Sequential(
             nn.Conv2d(4 * channels, width, 3, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
@@ -168,50 +177,67 @@ class Texture(nn.Module):
         )
 
     def forward(self, images):
-        # The 2x2 squares begin at any pixel in training, so that no grid of them shows.
-        corner = torch.zeros(2, dtype=torch.long, device=images.device)
+        # The squares begin at any pixel in training, so that no grid of them shows. A GPU draws
+        # where, and Python does not wait for it.
+        square, device = 2 * self.factor, images.device
+        corner = torch.zeros(2, dtype=torch.long, device=device)
         if self.training:
-            corner = torch.randint(2, (2,), device=images.device)
-        if images.is_cuda:
-            top, left = corner.split(1)  # indices of one element, for which Python does not wait
-            bands = convolve(images, self.kernels[top, left].squeeze(0))
-        else:
-            bands = haar_bands(images, *corner.tolist(), self.SCALES)
+            corner = torch.randint(square, (2,), device=device)
+        rows, columns = corner[:, None] + torch.arange(images.shape[-1] - square, device=device)
+        images = images.float().index_select(2, rows).index_select(3, columns)
+        bands = convolve(images, self.kernels) if images.is_cuda else self.bands(images)
         return self.places(bands).mean((2, 3))
 
+    def bands(self, images):
+        return haar_bands(avg_pool2d(images, self.factor), self.scales)
 
-def haar_bands(images, top, left, scales):
-    """Images (N, C, S, S) -> the bands of their 2x2 squares, each divided by its scale.
 
-    Shapes: float (N, 4 C, S / 2 - 1, S / 2 - 1). top, left: the first pixel of the first square, 0
-    or 1. Computed in float32: bfloat16 would round off the finest.
+def haar_bands(images, scales):
+    """Images (N, C, S, S) -> the bands of their 2x2 squares, float (N, 4 C, S / 2, S / 2).
+
+    scales: what the coarse, horizontal, vertical and diagonal differences are divided by. For
+    float32: bfloat16 would round off the finest.
     """
-    side = images.shape[-1] - 2
-    images = images[:, :, top : top + side, left : left + side].float()
     a, b, c, d = (images[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1))
     bands = a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d
     return torch.cat([band / (2 * scale) for band, scale in zip(bands, scales, strict=True)], dim=1)
 
 
-def haar_kernels(channels, scales):
-    """Return the kernels with which `convolve` gives haar_bands: (top, left, 4 C, C, 3, 3).
+def haar_kernels(channels, factor, scales):
+    """Return kernels for `convolve`, (4 C, C, 2 factor, 2 factor), that give a Texture's bands.
 
-    Found by their response to images with a single white pixel.
+    Found by the bands of images with a single white pixel.
     """
-    pixels = torch.eye(16 * channels).view(-1, channels, 4, 4)
-    bands = [haar_bands(pixels, top, left, scales) for top in (0, 1) for left in (0, 1)]
-    kernels = torch.stack(bands).squeeze((3, 4)).mT
-    return kernels.view(2, 2, -1, channels, 4, 4)[..., :3, :3].contiguous()
+    square = 2 * factor
+    pixels = torch.eye(channels * square**2).view(-1, channels, square, square)
+    bands = haar_bands(avg_pool2d(pixels, factor), scales)
+    return bands.squeeze((2, 3)).T.reshape(-1, channels, square, square)
 
 
 def convolve(images, kernels):
-    """Convolve with stride 2 in full float32, on a GPU: a launch instead of 40, and no wait.
+    """Convolve square by square in full float32, on a GPU a launch instead of 40.
 
-    The GPU draws which kernels, so Python never knows them. On a CPU haar_bands is faster.
+    On a CPU haar_bands is faster.
     """
     full = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     with full, torch.autocast(images.device.type, enabled=False):
-        return nn.functional.conv2d(images.float(), kernels, stride=2)
+        return conv2d(images, kernels, stride=kernels.shape[-1])
+
+
+def texture_scales(images):
+    """Return what each Texture divides its bands by, four numbers each, for Discriminator.
+
+    images: (N, C, S, S) in [-1, 1]. The first number is four times the standard deviation of the
+    coarse band, so that smooth shapes count less; the others are those of the differences. There is
+    a Texture at S pixels and at each half of it that has at least 28: one at 28, two at 64.
+    """
+    scales = []
+    while images.shape[-1] >= 28:
+        bands = haar_bands(images, (1, 1, 1, 1)).unflatten(1, (4, -1))
+        coarse, *differences = bands.std((0, 2, 3, 4)).clamp(min=1e-3).tolist()
+        scales += [4 * coarse, *differences]
+        images = avg_pool2d(images, 2)
+    return tuple(round(scale, 4) for scale in scales)
 
 
 def initialise(module):

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import checkpoint, distributed, files, hardware, log, metrics, runs, sampling
+from common import checkpoint, distributed, files, hardware, log, metrics, runs, sampling, spectrum
 from common.cuda_graph import Step
 from common.data import dataset
 from common.data.labels import count_labels, encode_labels
@@ -32,7 +32,7 @@ from common.ema import update_bn, update_ema
 from common.errors import UserError
 from common.schema import Model, Progress, Run
 from common.threads import choose_threads
-from dcgan import Discriminator, Generator
+from dcgan import Discriminator, Generator, texture_scales
 
 # --- Data ---
 DATASET = "chestmnist"  # a 2-D MedMNIST data set, "phantom" (drawn), or the path of your own images
@@ -49,7 +49,8 @@ LATENT_DIM = 100  # length of the latent vector z [1 to 10000]
 LEARNING_RATE = 1e-4  # step size of Adam, both networks [1e-8 to 1.0]
 LR_DECAY_START = 6000  # steps after which the step size falls as 1 / step [1 to 1000000000]
 BETA1 = 0.5  # Adam's decay of the gradient's mean [0.0 to 0.999]
-EMA_HALF_LIFE = 10000  # of a weight in the moving average (EMA), in images [0 to 1000000000]
+LOOKAHEAD = 0.2  # last part of the steps of EPOCHS, in which the networks settle [0.0 to 1.0]
+EMA_HALF_LIFE = 10000  # of a weight in the longest moving average, images [0 to 1000000000]
 SEED = 0  # of the weights, the latents and the order of the images [0 to 2147483647]
 
 # --- Metrics ---
@@ -99,9 +100,8 @@ def main(constants):
         dtype = saved["settings"]["DTYPE"] if saved and DTYPE == "auto" else DTYPE
         constants["DTYPE"] = DTYPE = hardware.choose_dtype(dtype, device)
         images, labels, source, info = load_data(data)
-        shape = images.shape[1], labels.shape[1], SIZE
         # A run keeps its architecture when the defaults of dcgan.py change.
-        model_args = saved["model_args"] if saved else network_args(*shape)
+        model_args = saved["model_args"] if saved else network_args(images, labels.shape[1])
         why = set_threads(images, labels, model_args, device, constants, saved)
         torch.manual_seed(SEED)
         run, progress, model = new_run(images, labels, data, info, model_args, device, constants)
@@ -162,7 +162,7 @@ def new_run(images, labels, data, info, model_args, device, constants):
     constants: what the checkpoints say of them.
     """
     model = build(model_args, device)
-    functions = [train_step, set_learning_rate, generator_loss, discriminator_loss]
+    functions = [train_step, set_learning_rate, lookahead, generator_loss, discriminator_loss]
     run = Run(
         settings=constants,
         channels=images.shape[1],
@@ -182,13 +182,20 @@ def new_run(images, labels, data, info, model_args, device, constants):
     return run, progress, model
 
 
-def network_args(channels, n_labels, size):
-    """Return the constructor arguments of both networks of a new run, {name: {argument: value}}."""
-    shape = channels, n_labels
-    return {
+def network_args(images, n_labels):
+    """Return the constructor arguments of both networks of a new run, {name: {argument: value}}.
+
+    images: the training images, uint8 (N, C, S, S).
+    """
+    shape, size = (images.shape[1], n_labels), images.shape[-1]
+    arguments = {
         "generator": checkpoint.constructor_args(Generator, LATENT_DIM, *shape, size=size),
         "discriminator": checkpoint.constructor_args(Discriminator, *shape, size=size),
     }
+    if arguments["discriminator"].get("scales"):  # () is the plain DCGAN
+        scales = texture_scales(dataset.to_network(images[:2000]))
+        arguments["discriminator"]["scales"] = scales
+    return arguments
 
 
 def build(model_args, device):
@@ -196,11 +203,15 @@ def build(model_args, device):
     layout = {"device": device, "memory_format": torch.channels_last}
     generator = Generator(**model_args["generator"]).to(**layout)
     discriminator = Discriminator(**model_args["discriminator"]).to(**layout)
+    frozen = copy.deepcopy(torch.nn.ModuleList([generator, discriminator])).requires_grad_(False)
+    averages = [copy.deepcopy(frozen[0]).eval() for _ in half_lives()]
     adam = {"lr": LEARNING_RATE, "betas": (BETA1, 0.999), "fused": True, "capturable": True}
     model = Model(
         generator=generator,
         discriminator=discriminator,
-        generator_ema=copy.deepcopy(generator).requires_grad_(False).eval(),
+        averages=torch.nn.ModuleList(averages),
+        generator_ema=copy.deepcopy(averages[0]),
+        slow=frozen,
         optimizer_g=torch.optim.Adam(generator.parameters(), **adam),
         optimizer_d=torch.optim.Adam(discriminator.parameters(), **adam),
     )
@@ -248,13 +259,15 @@ def train(images, labels, run, progress, model, folder, reference):
                 batch = distributed.local_rows(progress.permutation[start : start + BATCH_SIZE])
                 pixels, own_labels = hardware.fetch(images, labels, batch)
 
-                # Update D, G and the EMA.
+                # Update D, G and the averages of G.
                 set_learning_rate(model, progress.step + 1)
                 progress.running_sums += step(dataset.to_network(pixels), own_labels)
                 progress.images_seen += BATCH_SIZE
                 progress.step += 1
+                lookahead(model, progress.step, EPOCHS * (epoch_images // BATCH_SIZE))
                 seen = progress.step * BATCH_SIZE
-                update_ema(model.generator_ema, model.generator, seen, BATCH_SIZE, EMA_HALF_LIFE)
+                for average, half_life in zip(model.averages, half_lives(), strict=True):
+                    update_ema(average, model.generator, seen, BATCH_SIZE, half_life)
 
                 # Show the status.
                 now = time.monotonic()
@@ -270,7 +283,7 @@ def train(images, labels, run, progress, model, folder, reference):
                 # Save a checkpoint.
                 signals = distributed.sync_signals(caught)
                 if signals.save or now - last_save > 60 * CHECKPOINT_MINUTES:
-                    update_bn(model.generator_ema, run.label_counts, SEED, DTYPE)
+                    show_average(model, progress.average, run.label_counts)
                     if distributed.is_first():
                         checkpoint.save_run(run, progress, model, folder)
                     last, last_save, signals.save = time.monotonic(), now, False
@@ -289,12 +302,37 @@ def train(images, labels, run, progress, model, folder, reference):
 def set_learning_rate(model, step):
     """Set LEARNING_RATE for the first LR_DECAY_START steps, LR_DECAY_START / step of it later.
 
-    At a constant rate D becomes too strong in long runs (docs/RESULTS.md). The rate depends on the
-    step alone, so that a finished run with more EPOCHS is the same as one that had them at once.
+    At a constant rate D becomes too strong in long runs (docs/RESULTS.md).
     """
     for group in model.optimizer_g.param_groups + model.optimizer_d.param_groups:
         rate = LEARNING_RATE * min(1.0, LR_DECAY_START / step)
         group["lr"] = group["lr"].fill_(rate) if torch.is_tensor(group["lr"]) else rate
+
+
+@torch.no_grad()
+def lookahead(model, step, last_step):
+    """Every 20 steps in the last part of a run, draw both networks halfway back to slow weights.
+
+    There the slow weights move as well (Lookahead-minmax, Chavdarova et al. 2021). The networks
+    circle each other; this brings them towards the middle, so that fine detail stays in place from
+    step to step and an average keeps it. From the first step on, a run would learn half as fast.
+    """
+    if step % 20 == 0:
+        networks = [*model.generator.parameters(), *model.discriminator.parameters()]
+        slow = [*model.slow.parameters()]
+        torch._foreach_lerp_(slow, networks, 0.5 if step > (1 - LOOKAHEAD) * last_step else 1.0)
+        torch._foreach_copy_(networks, slow)
+
+
+def half_lives():
+    """Return the half-lives of the averages of the generator's weights, in images."""
+    return EMA_HALF_LIFE, EMA_HALF_LIFE / 5, EMA_HALF_LIFE / 20
+
+
+def show_average(model, number, label_counts):
+    """Make generator_ema, from which all images are drawn, a copy of one of the averages."""
+    model.generator_ema.load_state_dict(model.averages[number].state_dict())
+    update_bn(model.generator_ema, label_counts, SEED, DTYPE)
 
 
 @errors.short_of_memory("BATCH_SIZE")
@@ -353,15 +391,23 @@ def generator_loss(fake_logits):
 def end_epoch(n, run, progress, model, folder, reference):
     """Evaluate and write what is due after an epoch, prepare the next. Returns a status line.
 
-    n: training images. The checkpoint is written last, so all that it says is done is on the disk.
+    n: training images. Images are drawn from the longest average that keeps 0.8 of the amplitude
+    of every band of detail, or from the shortest. The checkpoint is written last, so all that it
+    says is done is on the disk.
     """
     checkpoint.check_finite(progress, model, folder)
     begin = time.monotonic()
-    update_bn(model.generator_ema, run.label_counts, SEED, DTYPE)
     scores = {}
-    if reference:
+    for number, half_life in enumerate(half_lives()):
+        progress.average = number
+        show_average(model, number, run.label_counts)
+        if not reference:
+            break
         drawn = run.label_counts, reference["n"], SEED, DTYPE
         scores = metrics.evaluate(reference, sampling.sample(model.generator_ema, *drawn))
+        scores["ema_half_life"] = half_life
+        if min(scores[band] for band in spectrum.RATIOS) >= 0.8:
+            break
     end = time.monotonic()
     progress.maintenance_seconds += end - begin
     progress.history.append(log.row(run, progress, scores))

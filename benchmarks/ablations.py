@@ -93,9 +93,11 @@ CHANGES = {
     "as shipped": {},
     "plain DCGAN": {
         "Generator": partial(dcgan.Generator, bilinear=False),
-        "Discriminator": partial(dcgan.Discriminator, texture=False),
+        "Discriminator": partial(dcgan.Discriminator, scales=()),
+        "LOOKAHEAD": 0.0,
     },
-    "no texture discriminator": {"Discriminator": partial(dcgan.Discriminator, texture=False)},
+    "no lookahead": {"LOOKAHEAD": 0.0},
+    "no texture discriminator": {"Discriminator": partial(dcgan.Discriminator, scales=())},
     "transposed last stage": {"Generator": partial(dcgan.Generator, bilinear=False)},
     "discriminator twice as wide": {
         "Discriminator": partial(dcgan.Discriminator, widths=(64, 128, 256))

@@ -120,7 +120,7 @@ def differences(name, other):
         checkpoint.load(f"models/{each}/checkpoint.pt", checkpoint.CHECKPOINT)
         for each in (name, other)
     )
-    parts = ["generator", "discriminator", "generator_ema", "optimizer_g", "optimizer_d"]
+    parts = ["generator", "discriminator", "averages", "slow", "optimizer_g", "optimizer_d"]
     pairs = zip(
         *(tree_leaves([run[part] for part in parts]) for run in (ours, theirs)), strict=True
     )
@@ -152,8 +152,9 @@ def move(name, device, epochs):
 
 def time_steps(size, batch, dtype, device):
     """Return the times of a step, plain and as a CUDA graph, its launches and the peak memory."""
-    model = train_model.build(train_model.network_args(1, 0, size), device)
-    images = torch.randint(256, (4 * batch, 1, size, size), dtype=torch.uint8).to(device)
+    images = torch.randint(256, (4 * batch, 1, size, size), dtype=torch.uint8)
+    model = train_model.build(train_model.network_args(images, 0), device)
+    images = images.to(device)
     labels = torch.zeros(len(images), 0, device=device)
     order, sums = torch.randperm(len(images)), torch.zeros(4, device=device)
 
@@ -161,7 +162,9 @@ def time_steps(size, batch, dtype, device):
         train_model.set_learning_rate(model, 1)
         pixels, own = hardware.fetch(images, labels, order[:batch])
         sums.add_(step(dataset.to_network(pixels), own))
-        ema.update_ema(model.generator_ema, model.generator, 10**6, batch, 10**4)
+        train_model.lookahead(model, 20, 1)
+        for average in model.averages:
+            ema.update_ema(average, model.generator, 10**6, batch, 10**4)
 
     step = partial(train_model.train_step, model=model, dtype=dtype)
     one(step)

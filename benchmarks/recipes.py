@@ -26,7 +26,7 @@ from common.errors import UserError
 
 
 def ours(images, device, seed):
-    """The recipe of train_model.py."""
+    """The recipe of train_model.py, without its end: no lookahead, the longest average alone."""
     import torch
 
     import train_model
@@ -37,10 +37,11 @@ def ours(images, device, seed):
     device = torch.device(device)
     dtype = hardware.choose_dtype("auto", device)
     batch, half_life = train_model.BATCH_SIZE, train_model.EMA_HALF_LIFE
-    model = train_model.build(train_model.network_args(1, 0, images.shape[-1]), device)
+    images = torch.from_numpy(images)[:, None]
+    model = train_model.build(train_model.network_args(images, 0), device)
     networks = (model.generator, model.discriminator)
     no_labels = torch.zeros(batch, 0, device=device)
-    images = torch.from_numpy(images)[:, None].to(device)
+    images = images.to(device)
 
     def batches():
         while True:

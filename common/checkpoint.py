@@ -266,7 +266,6 @@ def load_for_resume(folder, constants, may_change, generator, discriminator):
     with same_architecture(path):
         for name, network in (("generator", generator), ("discriminator", discriminator)):
             check_architecture(network, saved["model_args"][name], saved[name])
-        compare(saved["generator"], saved["generator_ema"])
     return saved
 
 
@@ -335,6 +334,7 @@ def resume(saved, run, progress, model, path):
                 load_optimizer_state(part, saved[name], saved["step"] > 0, name)
             else:
                 with same_architecture(path):
+                    compare(part.state_dict(), saved[name])
                     part.load_state_dict(saved[name])
         for name, fresh in (vars(progress) | {"fixed_latents": run.fixed_latents}).items():
             if isinstance(fresh, torch.Tensor):

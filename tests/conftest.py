@@ -62,7 +62,7 @@ def run_script(script, *arguments):
 
 NARROW = {
     "generator": {"widths": (64, 48, 32, 16), "bilinear": False},
-    "discriminator": {"widths": (16, 32, 64), "texture": False},
+    "discriminator": {"widths": (16, 32, 64), "scales": ()},
 }
 
 

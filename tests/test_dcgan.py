@@ -19,7 +19,9 @@ def new_model(labels=0):
     return Model(
         generator=generator,
         discriminator=discriminator,
+        averages=torch.nn.ModuleList([copy.deepcopy(generator)]),
         generator_ema=copy.deepcopy(generator),
+        slow=copy.deepcopy(torch.nn.ModuleList([generator, discriminator])),
         optimizer_g=torch.optim.SGD(generator.parameters(), lr=0.1),
         optimizer_d=torch.optim.SGD(discriminator.parameters(), lr=0.1),
     )
@@ -30,7 +32,7 @@ def test_latents_become_images_and_images_become_logits(channels):
     images = Generator(latent_dim=100, channels=channels)(torch.randn(5, 100))
     assert images.shape == (5, channels, 28, 28)
     assert Discriminator(channels)(images).shape == (5, 2)  # of the whole image, of its texture
-    assert Discriminator(channels, texture=False)(images).shape == (5, 1)
+    assert Discriminator(channels, scales=())(images).shape == (5, 1)
 
 
 def test_every_pixel_is_within_minus_one_and_one():

@@ -94,7 +94,7 @@ def test_the_report_attacks_with_what_there_is(sets):
         return [*evaluation.attacks(SimpleNamespace(samples=samples, options=options, **facts))]
 
     assert rows(held_out) == ["images", "other", "chance", "discriminator"]
-    saved["model_args"] = {"discriminator": {"texture": False}}
+    saved["model_args"] = {"discriminator": {"scales": ()}}
     assert rows(held_out) == ["images", "other", "chance"]
     assert rows(held_out[:5]) == rows(None) == []
 
