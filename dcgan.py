@@ -135,7 +135,7 @@ class Discriminator(nn.Module):
         self.embed = nn.Linear(labels, width * 4 * 4, bias=False) if labels else None
         levels = [scales[start : start + 4] for start in range(0, len(scales), 4)]
         self.textures = nn.ModuleList(
-            Texture(channels, 2**halvings, level) for halvings, level in enumerate(levels)
+            Texture(channels, halvings, level) for halvings, level in enumerate(levels)
         )
         self.apply(initialise)
 
@@ -159,14 +159,18 @@ class Texture(nn.Module):
     Nearly all of the variance of an X-ray is in smooth shapes, so a discriminator hardly sees the
     finest detail. This one sees the four 2x2 Haar bands, each divided by its scale, through 10x10
     pixels at a time, and averages its verdicts over all places, as a patch discriminator does
-    (Isola et al. 2017). factor: a pixel is the mean of factor x factor ones, so that ribs fit into
-    10x10 pixels in large images, too.
+    (Isola et al. 2017). halvings: how often the size of the images is halved before, so that ribs
+    fit into 10x10 pixels in large images, too.
     """
 
-    def __init__(self, channels, factor, scales, width=32):
+    def __init__(self, channels, halvings, scales, width=32):
         super().__init__()
-        self.factor, self.scales = factor, scales
-        self.register_buffer("kernels", haar_kernels(channels, factor, scales), persistent=False)
+        self.halvings, self.scales, self.square = halvings, scales, 2 ** (halvings + 1)
+        # The kernels that give the bands, found by the bands of images with one white pixel.
+        shape = channels, self.square, self.square
+        pixels = torch.eye(channels * self.square**2).view(-1, *shape)
+        kernels = self.bands(pixels).squeeze((2, 3)).T.reshape(-1, *shape)
+        self.register_buffer("kernels", kernels, persistent=False)
         self.places = nn.Sequential(
             nn.Conv2d(4 * channels, width, 3, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
@@ -177,51 +181,50 @@ class Texture(nn.Module):
         )
 
     def forward(self, images):
-        # The squares begin at any pixel in training, so that no grid of them shows. A GPU draws
-        # where, and Python does not wait for it.
-        square, device = 2 * self.factor, images.device
-        corner = torch.zeros(2, dtype=torch.long, device=device)
+        side = images.shape[-1] - self.square
         if self.training:
-            corner = torch.randint(square, (2,), device=device)
-        rows, columns = corner[:, None] + torch.arange(images.shape[-1] - square, device=device)
-        images = images.float().index_select(2, rows).index_select(3, columns)
-        bands = convolve(images, self.kernels) if images.is_cuda else self.bands(images)
+            # The squares begin at any pixel, so that no grid of them shows. On a GPU it draws
+            # where, and Python does not wait for it.
+            corner = torch.randint(self.square, (2, 1), device=images.device)
+            rows, columns = corner + torch.arange(side, device=images.device)
+            images = images.index_select(2, rows).index_select(3, columns)
+        else:
+            images = images[:, :, :side, :side]
+        # In float32: bfloat16 would round off the finest detail.
+        images = images.float()
+        bands = convolve(self, images) if images.is_cuda else self.bands(images)
         return self.places(bands).mean((2, 3))
 
     def bands(self, images):
-        return haar_bands(avg_pool2d(images, self.factor), self.scales)
+        for _ in range(self.halvings):
+            a, b, c, d = quarters(images)
+            images = (a + b + c + d) / 4
+        return haar_bands(images, self.scales)
+
+
+def quarters(images):
+    """Images (N, C, S, S) -> the four pixels of each 2x2 square, (N, C, S / 2, S / 2) each."""
+    return [images[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
 
 
 def haar_bands(images, scales):
-    """Images (N, C, S, S) -> the bands of their 2x2 squares, float (N, 4 C, S / 2, S / 2).
+    """Images (N, C, S, S) -> the bands of their 2x2 squares, (N, 4 C, S / 2, S / 2).
 
-    scales: what the coarse, horizontal, vertical and diagonal differences are divided by. For
-    float32: bfloat16 would round off the finest.
+    scales: what the coarse, horizontal, vertical and diagonal differences are divided by.
     """
-    a, b, c, d = (images[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1))
+    a, b, c, d = quarters(images)
     bands = a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d
     return torch.cat([band / (2 * scale) for band, scale in zip(bands, scales, strict=True)], dim=1)
 
 
-def haar_kernels(channels, factor, scales):
-    """Return kernels for `convolve`, (4 C, C, 2 factor, 2 factor), that give a Texture's bands.
+def convolve(texture, images):
+    """Return the bands of a Texture in full float32, on a GPU by one launch instead of 40.
 
-    Found by the bands of images with a single white pixel.
-    """
-    square = 2 * factor
-    pixels = torch.eye(channels * square**2).view(-1, channels, square, square)
-    bands = haar_bands(avg_pool2d(pixels, factor), scales)
-    return bands.squeeze((2, 3)).T.reshape(-1, channels, square, square)
-
-
-def convolve(images, kernels):
-    """Convolve square by square in full float32, on a GPU a launch instead of 40.
-
-    On a CPU haar_bands is faster.
+    On a CPU its own function is faster.
     """
     full = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     with full, torch.autocast(images.device.type, enabled=False):
-        return conv2d(images, kernels, stride=kernels.shape[-1])
+        return conv2d(images, texture.kernels, stride=texture.square)
 
 
 def texture_scales(images):
