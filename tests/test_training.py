@@ -14,7 +14,7 @@ import torch
 from conftest import NARROW, networks, signal_in_step, write_phantoms
 
 import dcgan
-from common import checkpoint, distributed, files, sampling
+from common import checkpoint, distributed, files, metrics, sampling, spectrum
 
 CHECKPOINT = Path("models/phantom/checkpoint.pt")
 # What may differ between two equal runs: what the user called them, and the clock.
@@ -115,6 +115,46 @@ def test_seconds_are_those_of_steps_and_all_else_is_maintenance(run, small, monk
     assert [float(row["maintenance_seconds"]) for row in rows] == [300, 320, 310]
     left = re.findall(r"epoch \d/3, .*, (\S+) left", result.text)
     assert left == ["0:10:06", "0:05:23", "0:00:00"]  # both together
+
+
+def test_a_run_resumes_within_lookahead_and_gives_other_weights_without_it(run, small):
+    small += ["--BATCH_SIZE=8", "--EPOCHS=2", "--METRIC_IMAGES=0"]  # 50 steps
+    with signal_in_step(35, signal.SIGINT):  # between the returns at 20 and 40
+        assert run("train_model.py", *small, "--LOOKAHEAD=0.7").status == 130
+    assert run("train_model.py", *small, "--LOOKAHEAD=0.7").status == 0
+    run("train_model.py", *small, "--LOOKAHEAD=0.7", "--RUN_NAME=straight")
+    assert_same_run("phantom", "straight")
+    run("train_model.py", *small, "--LOOKAHEAD=0", "--RUN_NAME=without")
+    paths = [f"models/{name}/generator_epoch_0002.pt" for name in ("phantom", "without")]
+    weights = [checkpoint.load_generator(path).project.weight for path in paths]
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize(("kept", "taken"), [([0.85], 0), ([0.7, 0.8], 1), ([0.3, 0.4, 0.5], 2)])
+def test_images_come_from_the_longest_average_that_keeps_detail(
+    run, small, monkeypatch, kept, taken
+):
+    """kept: the amplitude of a band, of each average that is looked at."""
+    measured, evaluate = iter([1.0, *kept]), metrics.evaluate  # the first are real images
+    monkeypatch.setattr(
+        metrics, "evaluate", lambda *images: evaluate(*images) | nothing_but_one_band(measured)
+    )
+    options = ["--EPOCHS=1", "--BATCH_SIZE=8", "--EMA_HALF_LIFE=8"]
+    assert run("train_model.py", *small, *options).status == 0
+    assert not list(measured)
+    with open("models/phantom/log.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["ema_half_life"]) == [8, 1.6, 0.4][taken]
+    saved = checkpoint.load(CHECKPOINT, checkpoint.CHECKPOINT)
+    weight = saved["averages"][f"{taken}.project.weight"]
+    generator = checkpoint.load_generator("models/phantom/generator_epoch_0001.pt")
+    assert torch.equal(generator.project.weight, weight)
+    if taken:
+        assert not torch.equal(saved["averages"]["0.project.weight"], weight)
+
+
+def nothing_but_one_band(measured):
+    return dict.fromkeys(spectrum.RATIOS, 1.0) | {"vertical_15": next(measured)}
 
 
 def test_the_seed_decides_the_run(run, tmp_path, monkeypatch, phantom_dir):
