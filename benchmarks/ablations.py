@@ -30,19 +30,10 @@ import compare
 
 import dcgan
 import train_model
-from common import (
-    checkpoint,
-    detective,
-    files,
-    log,
-    membership,
-    metrics,
-    sampling,
-    settings,
-    spectrum,
-)
+from common import checkpoint, files, log, metrics, sampling, settings, spectrum
 from common.data import dataset
 from common.errors import UserError
+from report import detective, membership
 
 # --- Training ---
 DATASET = "pneumoniamnist"  # a 2-D MedMNIST data set, or "phantom"

@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare
 
 import train_model
-from common import checkpoint, detective, files, metrics, runs, sampling, settings, spectrum
+from common import checkpoint, files, metrics, runs, sampling, settings, spectrum
 from common.data import dataset, phantom
 from common.data.dataset import DataFile
+from report import detective
 
 # --- Training ---
 N_TRAIN = 78468  # phantoms to train on; ChestMNIST has as many images [1000 to 1000000]

@@ -105,8 +105,9 @@ def main():
         )
     import torch
 
-    from common import hardware, membership, metrics, runs, spectrum
+    from common import hardware, metrics, runs, spectrum
     from common.data import dataset
+    from report import membership
 
     device = hardware.choose_device(DEVICE)
     images, _, source = dataset.load(DATASET, "train", DATA_DIR)

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from common import checkpoint, membership, metrics, sampling, spectrum
+from common import checkpoint, metrics, sampling, spectrum
 from common.data.labels import has_labels, single_labels
 from common.errors import UserError
-from report import plotting
+from report import membership, plotting
 from report.context import EXAMPLES, fewer, per_pixel
 
 LABEL_IMAGES = 1000  # synthetic images of each label
