@@ -36,92 +36,86 @@ function decode(array) {
 
 const layers = {};
 
-layers.linear = {
-  forward(step, [x], y) {
-    const { weight, bias } = step;
-    for (let row = 0, i = 0; row < y.length; row++) {
-      let sum = bias[row];
-      for (let column = 0; column < x.length; column++, i++) sum += weight[i] * x[column];
-      y[row] = sum;
-    }
-  },
-  backward(step, x, y, dy, [dx]) {
-    const { weight } = step;
-    for (let row = 0, i = 0; row < dy.length; row++) {
-      for (let column = 0; column < dx.length; column++, i++) dx[column] += weight[i] * dy[row];
-    }
-  },
-};
-
-// A convolution is a product of two matrices: all that the taps see at a place is a row of the
-// first, all weights of an output channel are a row of the second.
+// A convolution goes from a wide image to a narrow one, a transposed one from narrow to wide; the
+// way back of each is the way forward of the other.
 layers.convolution = {
-  prepare(step) {
-    const [height, width, inputs] = step.shape_in;
-    const [rows, columns, outputs] = step.shape_out;
-    for (const phase of step.phases) {
-      const targets = []; // where the outputs of each place begin
-      const sources = []; // where the inputs of each tap at each place begin; -1 outside
-      for (let row = phase.row, j = 0; row < rows; row += step.every[0], j++) {
-        for (let column = phase.column, i = 0; column < columns; column += step.every[1], i++) {
-          targets.push((row * columns + column) * outputs);
-          for (const [tapY, tapX] of phase.taps) {
-            const y = step.stride[0] * j + tapY;
-            const x = step.stride[1] * i + tapX;
-            const inside = y >= 0 && y < height && x >= 0 && x < width;
-            sources.push(inside ? (y * width + x) * inputs : -1);
-          }
-        }
-      }
-      phase.targets = Int32Array.from(targets);
-      phase.sources = Int32Array.from(sources);
-      phase.seen = new Float32Array(sources.length * inputs);
-    }
+  forward(step, [wide], narrow) {
+    fill(narrow, step.bias);
+    gather(step, wide, narrow);
   },
-  forward(step, [x], y) {
-    const inputs = step.shape_in[2];
-    for (const { seen, sources, targets, weight } of step.phases) {
-      for (let tap = 0, i = 0; tap < sources.length; tap++) {
-        const from = sources[tap];
-        if (from < 0) {
-          for (let c = 0; c < inputs; c++, i++) seen[i] = 0;
-        } else {
-          for (let c = 0; c < inputs; c++, i++) seen[i] = x[from + c];
-        }
-      }
-      multiply(seen, weight, step.bias, targets, y);
-    }
-  },
-  backward(step, x, y, dy, [dx]) {
-    const inputs = step.shape_in[2];
-    const outputs = step.shape_out[2];
-    for (const { sources, targets, taps, weight } of step.phases) {
-      const length = taps.length * inputs;
-      const row = new Float32Array(length); // the change with what is seen at a place
-      for (let place = 0; place < targets.length; place++) {
-        row.fill(0);
-        for (let o = 0; o < outputs; o++) {
-          const change = dy[targets[place] + o];
-          const start = o * length;
-          for (let k = 0; k < length; k++) row[k] += change * weight[start + k];
-        }
-        for (let tap = 0, k = 0; tap < taps.length; tap++) {
-          const to = sources[place * taps.length + tap];
-          if (to < 0) k += inputs;
-          else for (let c = 0; c < inputs; c++, k++) dx[to + c] += row[k];
-        }
-      }
-    }
+  backward(step, x, y, dNarrow, [dWide]) {
+    scatter(step, dNarrow, dWide);
   },
 };
 
-// Products of all rows of a (n, length) with all rows of b (m, length), plus the bias, to the
-// places targets[row of a] + row of b of y. In blocks of 4 x 4, since a number that is fetched once
-// is used four times: this takes most of the time of the page.
-function multiply(a, b, bias, targets, y) {
-  const n = targets.length;
-  const m = bias.length;
-  const length = a.length / n;
+layers.transposed = {
+  forward(step, [narrow], wide) {
+    fill(wide, step.bias);
+    scatter(step, narrow, wide);
+  },
+  backward(step, x, y, dWide, [dNarrow]) {
+    gather(step, dWide, dNarrow);
+  },
+};
+
+function fill(y, bias) {
+  for (let i = 0; i < y.length; i++) y[i] = bias[i % bias.length];
+}
+
+// Add to each place of the narrow image what its weights make of the places of the wide one that
+// the kernel covers there: a product of matrices.
+function gather({ places, weight, covered, wide, narrow }, from, to) {
+  for (let tap = 0, i = 0; tap < places.length; tap++) {
+    const place = places[tap];
+    for (let c = 0; c < wide[2]; c++, i++) covered[i] = place < 0 ? 0 : from[place + c];
+  }
+  addProduct(covered, weight, weight.length / narrow[2], to);
+}
+
+// The same in the other direction.
+function scatter({ places, transposed, covered, wide, narrow }, from, to) {
+  covered.fill(0);
+  addProduct(from, transposed, narrow[2], covered);
+  for (let tap = 0, i = 0; tap < places.length; tap++) {
+    const place = places[tap];
+    for (let c = 0; c < wide[2]; c++, i++) if (place >= 0) to[place + c] += covered[i];
+  }
+}
+
+// For each place of the narrow image and each tap of the kernel: where the place of the wide image
+// that it covers begins, or -1 outside.
+function coveredPlaces({ wide: [height, width, channels], narrow, kernel, stride, padding }) {
+  const places = [];
+  for (let row = 0; row < narrow[0]; row++) {
+    for (let column = 0; column < narrow[1]; column++) {
+      for (let tapY = 0; tapY < kernel[0]; tapY++) {
+        for (let tapX = 0; tapX < kernel[1]; tapX++) {
+          const y = stride[0] * row + tapY - padding[0];
+          const x = stride[1] * column + tapX - padding[1];
+          const inside = y >= 0 && y < height && x >= 0 && x < width;
+          places.push(inside ? (y * width + x) * channels : -1);
+        }
+      }
+    }
+  }
+  return Int32Array.from(places);
+}
+
+function transpose(matrix, rows) {
+  const columns = matrix.length / rows;
+  const result = new Float32Array(matrix.length);
+  for (let row = 0, i = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++, i++) result[column * rows + row] = matrix[i];
+  }
+  return result;
+}
+
+// Add to y (n, m) the products of all rows of a (n, length) with all rows of b (m, length). In
+// blocks of 4 x 4, since a number that is fetched once is used four times: this takes most of the
+// time of the page.
+function addProduct(a, b, length, y) {
+  const n = a.length / length;
+  const m = b.length / length;
   const blockRows = n - (n % 4);
   const blockColumns = m - (m % 4);
   for (let column = 0; column < blockColumns; column += 4) {
@@ -138,24 +132,20 @@ function multiply(a, b, bias, targets, y) {
         s20 += x2 * w0; s21 += x2 * w1; s22 += x2 * w2; s23 += x2 * w3;
         s30 += x3 * w0; s31 += x3 * w1; s32 += x3 * w2; s33 += x3 * w3;
       }
-      const c0 = bias[column], c1 = bias[column + 1], c2 = bias[column + 2], c3 = bias[column + 3];
-      let t = targets[row] + column;
-      y[t] = s00 + c0; y[t + 1] = s01 + c1; y[t + 2] = s02 + c2; y[t + 3] = s03 + c3;
-      t = targets[row + 1] + column;
-      y[t] = s10 + c0; y[t + 1] = s11 + c1; y[t + 2] = s12 + c2; y[t + 3] = s13 + c3;
-      t = targets[row + 2] + column;
-      y[t] = s20 + c0; y[t + 1] = s21 + c1; y[t + 2] = s22 + c2; y[t + 3] = s23 + c3;
-      t = targets[row + 3] + column;
-      y[t] = s30 + c0; y[t + 1] = s31 + c1; y[t + 2] = s32 + c2; y[t + 3] = s33 + c3;
+      const t0 = row * m + column, t1 = t0 + m, t2 = t1 + m, t3 = t2 + m;
+      y[t0] += s00; y[t0 + 1] += s01; y[t0 + 2] += s02; y[t0 + 3] += s03;
+      y[t1] += s10; y[t1 + 1] += s11; y[t1 + 2] += s12; y[t1 + 3] += s13;
+      y[t2] += s20; y[t2 + 1] += s21; y[t2 + 2] += s22; y[t2 + 3] += s23;
+      y[t3] += s30; y[t3 + 1] += s31; y[t3 + 2] += s32; y[t3 + 3] += s33;
     }
   }
   for (let row = 0; row < n; row++) { // what is left over
     for (let column = row < blockRows ? blockColumns : 0; column < m; column++) {
-      let sum = bias[column];
+      let sum = 0;
       for (let k = 0, i = row * length, j = column * length; k < length; k++, i++, j++) {
         sum += a[i] * b[j];
       }
-      y[targets[row] + column] = sum;
+      y[row * m + column] += sum;
     }
   }
 }
@@ -192,13 +182,13 @@ layers.tanh = {
 };
 
 layers.add = {
-  forward(step, [a, b], y) {
-    for (let i = 0; i < y.length; i++) y[i] = a[i] + b[i];
+  forward({ alpha }, [a, b], y) {
+    for (let i = 0; i < y.length; i++) y[i] = a[i] + alpha * b[i];
   },
-  backward(step, x, y, dy, [da, db]) {
+  backward({ alpha }, x, y, dy, [da, db]) {
     for (let i = 0; i < dy.length; i++) {
       da[i] += dy[i];
-      db[i] += dy[i];
+      db[i] += alpha * dy[i];
     }
   },
 };
@@ -258,15 +248,6 @@ layers.resample = {
   },
 };
 
-layers.total = {
-  forward(step, [x], y) {
-    y[0] = x.reduce((sum, value) => sum + value, 0);
-  },
-  backward(step, x, y, dy, [dx]) {
-    for (let i = 0; i < dx.length; i++) dx[i] += dy[0];
-  },
-};
-
 function sigmoid(x) {
   return 1 / (1 + Math.exp(-x));
 }
@@ -318,9 +299,10 @@ function readStep(written) {
   for (const [key, value] of Object.entries(step)) {
     if (value && value.data) step[key] = decode(value);
   }
-  if (step.phases) {
-    step.phases = step.phases.map((phase) => ({ ...phase, weight: decode(phase.weight) }));
-    layers.convolution.prepare(step);
+  if (step.kernel) {
+    step.places = coveredPlaces(step);
+    step.covered = new Float32Array(step.places.length * step.wide[2]);
+    step.transposed = transpose(step.weight, step.narrow[2]);
   }
   return step;
 }
@@ -1033,5 +1015,5 @@ function nameOf(real) {
   return real ? data.original : "forged";
 }
 
-if (typeof document === "undefined") module.exports = { Network, probabilityOf, toPixel };
+if (typeof document === "undefined") module.exports = { Network };
 else start();
