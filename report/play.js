@@ -428,37 +428,38 @@ function judge(pixels, labels) {
   return probabilityOf(discriminator.forward(values, ...(labels ? [labels] : [])));
 }
 
-// Show pixels in a canvas, each as one of its pixels; the browser enlarges them.
-function paint(canvas, pixels) {
-  const [height, width, channels] = data.shape;
-  canvas.width = width;
-  canvas.height = height;
-  const picture = new ImageData(width, height);
-  for (let i = 0; i < width * height; i++) {
-    for (let c = 0; c < 3; c++) {
-      picture.data[4 * i + c] = pixels[i * channels + (channels === 3 ? c : 0)];
-    }
-    picture.data[4 * i + 3] = 255;
-  }
-  canvas.getContext("2d").putImageData(picture, 0, 0);
-}
-
-// Show a change of each pixel, -1 to 1, in colours: orange is brighter, blue is darker.
-// base: grey levels below it.
-function paintChange(canvas, change, base) {
+// Show a picture in a canvas, each of its places as one pixel; the browser enlarges them.
+// colourOf: returns the red, green and blue of a place.
+function paint(canvas, colourOf) {
   const [height, width] = data.shape;
   canvas.width = width;
   canvas.height = height;
   const picture = new ImageData(width, height);
-  for (let i = 0; i < width * height; i++) {
+  for (let i = 0; i < width * height; i++) picture.data.set([...colourOf(i), 255], 4 * i);
+  canvas.getContext("2d").putImageData(picture, 0, 0);
+}
+
+function paintPixels(canvas, pixels) {
+  if (data.shape[2] === 3) paint(canvas, (i) => pixels.subarray(3 * i, 3 * i + 3));
+  else paint(canvas, (i) => [pixels[i], pixels[i], pixels[i]]);
+}
+
+// Show a change of each place, -1 to 1, in colours: orange is brighter, blue is darker.
+// base: grey levels below it.
+function paintChange(canvas, change, base) {
+  paint(canvas, (i) => {
     const share = Math.min(Math.abs(change[i]), 1);
     const colour = change[i] > 0 ? [255, 140, 60] : [60, 160, 255];
-    for (let c = 0; c < 3; c++) {
-      picture.data[4 * i + c] = (1 - share) * base[i] + share * colour[c];
-    }
-    picture.data[4 * i + 3] = 255;
-  }
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+    return colour.map((value) => (1 - share) * base[i] + share * value);
+  });
+}
+
+// The sum over the colours of each place.
+function sumColours(values) {
+  const channels = data.shape[2];
+  const sums = new Float32Array(values.length / channels);
+  values.forEach((value, i) => (sums[Math.floor(i / channels)] += value));
+  return sums;
 }
 
 function percent(share) {
@@ -483,21 +484,25 @@ function startStudio() {
   makeKnobs();
   if (data.labels) makeChoices();
   find("new").addEventListener("click", newImage);
-  find("reset").addEventListener("click", () => moveTo(Float32Array.from(studio.home)));
+  find("reset").addEventListener("click", goHome);
   find("walk").addEventListener("click", toggleWalk);
   find("follow").addEventListener("click", followMap);
   find("clean").addEventListener("click", removeDrawing);
   startBrushes();
   studio.home = randomLatent(data.check.latent.length);
-  studio.latent = Float32Array.from(studio.home);
+  studio.latent = studio.home;
   studio.fresh = true;
   show();
 }
 
 function newImage() {
-  stopWalk();
   studio.home = randomLatent(studio.latent.length);
-  moveTo(Float32Array.from(studio.home));
+  goHome();
+}
+
+function goHome() {
+  stopWalk();
+  moveTo(studio.home);
 }
 
 // Go to another latent.
@@ -523,7 +528,7 @@ function show() {
   }
   studio.waiting = studio.fresh = false;
   studio.shown = studio.forged.map((pixel, i) => pixel + studio.drawn[i]); // it is clamped
-  paint(find("image"), studio.shown);
+  paintPixels(find("image"), studio.shown);
   if (discriminator) showVerdict();
 }
 
@@ -555,28 +560,12 @@ function showVerdict() {
     const each = Array.from(logits, (logit) => percent(sigmoid(logit))).join(" and ");
     find("opinions").textContent = ` It has several opinions, ${each}: shown is their mean.`;
   }
-  const change = mapOf(discriminator.gradient());
-  paintChange(find("map"), change, dimmed(studio.shown));
-}
-
-// The gradient at each place, summed over the colours; 1 is that of the strongest hundredth.
-function mapOf(gradient) {
-  const channels = data.shape[2];
-  const change = new Float32Array(gradient.length / channels);
-  for (let i = 0; i < gradient.length; i++) change[Math.floor(i / channels)] += gradient[i];
+  // In the map, 1 is the gradient of the strongest hundredth; the picture is faint below it.
+  const change = sumColours(discriminator.gradient());
   const sizes = change.map(Math.abs).sort();
   const strong = sizes[Math.floor(0.99 * (sizes.length - 1))] || 1;
-  return change.map((value) => value / strong);
-}
-
-// Grey levels of a picture, faint enough to see colours above them.
-function dimmed(pixels) {
-  const channels = data.shape[2];
-  return Float32Array.from({ length: pixels.length / channels }, (_, i) => {
-    let sum = 0;
-    for (let c = 0; c < channels; c++) sum += pixels[i * channels + c];
-    return 30 + 0.4 * (sum / channels);
-  });
+  const faint = sumColours(studio.shown).map((sum) => 30 + (0.4 * sum) / data.shape[2]);
+  paintChange(find("map"), change.map((value) => value / strong), faint);
 }
 
 const FOLLOW = 2; // grey levels, at most
@@ -771,8 +760,10 @@ function moveSpot(event) {
 
 // --- The epochs ---
 
-const SVG = "http://www.w3.org/2000/svg";
-const CURVE = { width: 400, height: 110, left: 28, bottom: 16 };
+const CURVES = {
+  opinions: ["D(x) and D(G(z))", "d_real", "d_fake"],
+  losses: ["Loss of detective and forger", "loss_discriminator", "loss_generator"],
+};
 
 function startLearn() {
   if (!data.learn) return;
@@ -781,53 +772,7 @@ function startLearn() {
     find("epoch").addEventListener("input", () => showEpoch(sprite));
     showEpoch(sprite);
   });
-  const { history } = data.learn;
-  if (history.length > 0) {
-    drawCurves("opinions-curve", history, "d_real", "d_fake", 1);
-    const [a, b] = ["loss_discriminator", "loss_generator"];
-    const highest = Math.max(...history.flatMap((row) => [row[a], row[b]]));
-    drawCurves("losses-curve", history, a, b, Math.ceil(highest));
-  }
   sprite.src = data.learn.picture;
-}
-
-function shape(svg, tag, attributes, text = "") {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.textContent = text;
-  svg.append(made);
-  return made;
-}
-
-// Where an epoch lies in the curves, from the left.
-function placeOf(epoch) {
-  const epochs = [...data.learn.epochs, ...data.learn.history.map((row) => row.epoch)];
-  const first = Math.min(...epochs);
-  const share = (epoch - first) / Math.max(1, Math.max(...epochs) - first);
-  return CURVE.left + share * (CURVE.width - CURVE.left - 4);
-}
-
-function drawCurves(id, history, a, b, top) {
-  const svg = find(id);
-  const { width, height, left, bottom } = CURVE;
-  const y = (value) => (height - bottom) * (1 - value / top) + 2;
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  for (const value of [0, top / 2, top]) {
-    shape(svg, "line", { x1: left, x2: width, y1: y(value), y2: y(value), class: "axis" });
-    const at = { x: left - 4, y: y(value) + 4, "text-anchor": "end" };
-    shape(svg, "text", at, value === 0 ? "0" : value.toFixed(1));
-  }
-  const last = history[history.length - 1].epoch;
-  shape(svg, "text", { x: left, y: height, "text-anchor": "start" }, `epoch ${history[0].epoch}`);
-  shape(svg, "text", { x: width, y: height, "text-anchor": "end" }, last);
-  for (const [key, name] of [[a, "a"], [b, "b"]]) {
-    const points = history.map((row) => `${placeOf(row.epoch)},${y(row[key])}`).join(" ");
-    shape(svg, "polyline", { points, class: name });
-    const point = shape(svg, "circle", { r: 4, class: name });
-    point.dataset.key = key;
-  }
-  svg.dataset.top = top;
-  shape(svg, "line", { y1: 0, y2: height - bottom + 2, class: "cursor" });
 }
 
 function showEpoch(sprite) {
@@ -852,25 +797,24 @@ function showEpoch(sprite) {
   }
   canvas.dataset.epoch = epoch;
 
-  for (const id of ["opinions-curve", "losses-curve"]) {
-    const svg = find(id);
-    const cursor = svg.querySelector(".cursor");
-    if (!cursor) continue;
-    cursor.setAttribute("x1", placeOf(epoch));
-    cursor.setAttribute("x2", placeOf(epoch));
-    for (const point of svg.querySelectorAll("circle")) {
-      point.setAttribute("visibility", row ? "visible" : "hidden");
-      if (!row) continue;
-      const y = (CURVE.height - CURVE.bottom) * (1 - row[point.dataset.key] / svg.dataset.top) + 2;
-      point.setAttribute("cx", placeOf(epoch));
-      point.setAttribute("cy", y);
-    }
-    const values = Array.from(svg.querySelectorAll("circle"), ({ dataset: { key } }) =>
-      row ? row[key].toFixed(2) : "unknown",
-    );
-    const names = id === "losses-curve" ? "Loss of detective and forger" : "D(x) and D(G(z))";
-    svg.setAttribute("aria-label", `${names} in epoch ${epoch}: ${values.join(" and ")}`);
-  }
+  if (history.length > 0) for (const id of Object.keys(CURVES)) showInCurve(id, epoch, row);
+}
+
+// Mark an epoch in the curves of play.html.jinja. row: its row of the history, if there is one.
+function showInCurve(id, epoch, row) {
+  const svg = find(`${id}-curve`);
+  const [name, ...keys] = CURVES[id];
+  const values = keys.map((key) => (row ? row[key].toFixed(2) : "unknown"));
+  svg.setAttribute("aria-label", `${name} in epoch ${epoch}: ${values.join(" and ")}`);
+  svg.querySelector("g").setAttribute("visibility", row ? "visible" : "hidden");
+  if (!row) return;
+  svg.querySelectorAll("polyline").forEach((line, i) => {
+    const { x, y } = line.points.getItem(data.learn.history.indexOf(row));
+    const point = svg.querySelectorAll("circle")[i];
+    point.setAttribute("cx", x);
+    point.setAttribute("cy", y);
+    for (const end of ["x1", "x2"]) svg.querySelector(".cursor").setAttribute(end, x);
+  });
 }
 
 // --- The game ---
@@ -934,7 +878,7 @@ function newTile(pixels, real, labels) {
 function showTile() {
   const number = game.tiles.findIndex((tile) => tile.answer === null);
   const tile = game.tiles[number];
-  paint(find("tile"), tile.pixels);
+  paintPixels(find("tile"), tile.pixels);
   find("count").textContent = `Image ${number + 1} of ${game.tiles.length}`;
   find("tile-label").textContent = tile.labels ? `, ${labelText(data.labels, tile.labels)}` : "";
   const said = `${find("count").textContent}${find("tile-label").textContent}`;
@@ -997,7 +941,7 @@ function fillConfusion(body) {
 function reveal(tile) {
   const figure = make("figure");
   const picture = make("canvas", "", { role: "img", "aria-label": nameOf(tile.real) });
-  paint(picture, tile.pixels);
+  paintPixels(picture, tile.pixels);
   const caption = make("figcaption");
   const [sign, kind] = tile.answer === tile.real ? ["\u2713", "right"] : ["\u2717", "wrong"];
   caption.append(
