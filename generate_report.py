@@ -115,8 +115,9 @@ def main(constants):
         archive_other_run(out, saved["epoch"])
         files.remove_leftovers(out)
         for name, (wanted, section) in tqdm(parts.items(), "drawing", disable=None):
-            if wanted:
-                page[name] = section(context)
+            part = section(context) if wanted else None
+            if part is not None:
+                page[name] = part
         if not grids:
             print("no epoch is finished yet: the grids, the GIF and the losses have to wait")
         write_synthetic(context)

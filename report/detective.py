@@ -143,12 +143,15 @@ def input_gradient(network, images):
 
 
 def section(context):
-    """How often a new CNN is right, what it is right and wrong about, and where it looks."""
+    """How often a new CNN is right, what it is right and wrong about, and where it looks.
+
+    None if there are too few images.
+    """
     captions, out, options = context.captions, context.out, context.options
     seed, scale = options.SEED, options.SCALE
     halves = metrics.split_real(context.samples.images, options.N_DETECTIVE, seed)
     if halves is None or len(halves[0]) < MIN_IMAGES:
-        return {}
+        return None
     real, other_real = halves
     synthetic = sampling.sample(context.generator, context.saved["label_counts"], len(real), seed)
     rows = detective(real, synthetic, seed)

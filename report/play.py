@@ -93,7 +93,7 @@ def collect(context):
             "logits": logits.tolist(),
         },
         "learn": describe_epochs(samples.grids, saved["history"]),
-        "game": describe_game(samples, context.page.get("detective", {}).get("rows")),
+        "game": describe_game(samples, context.page.get("detective")),
     }
 
 
@@ -227,13 +227,13 @@ def tell(row, before=None):
 # --- The game ---
 
 
-def describe_game(samples, verdicts):
+def describe_game(samples, detective):
     """Return the training images of the game: the last in the order whose first the collage shows.
 
-    verdicts: the rows of the report's fresh detective, if it has one. The first is shown.
+    detective: that section of the report, if it has one. Its first row is told.
     """
     images, labels = samples.shuffled(slice(-REAL_IMAGES, None)), samples.shuffled_labels
-    row = verdicts[0][0] if verdicts else None
+    row = detective and detective["rows"][0][0]
     return {
         "real": export_js.base64_of(images.permute(0, 2, 3, 1)),
         "count": len(images),

@@ -314,6 +314,7 @@ def animation(path, frames, greys, durations, alt):
         "file": path.name,
         "uri": embed(gif(frames, greys, durations), "gif"),
         "still": embed(png(frames[-1], optimize=True), "png"),
+        "columns": 1,
         "width": width,
         "height": height,
         "zooms": {
