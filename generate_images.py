@@ -79,8 +79,6 @@ def main():
     n_whole = saved["info"]["n_samples"]["train"]
     n = N_IMAGES or n_whole
     real = {}
-    if FORMAT not in ("npz", "png"):  # the brackets in its comment may have been deleted
-        raise UserError(f'FORMAT={FORMAT}: legal values are "npz", "png"')
     if VAL_AND_TEST == "real":
         if FORMAT == "png":
             raise UserError('VAL_AND_TEST=real: legal with FORMAT=png is "empty"')
@@ -152,10 +150,11 @@ def choose_labels(saved, folder):
     legal, multilabel = single_labels(info, seen), is_multilabel(info)
     # A label in other case or of another Unicode form, as a terminal may send it, is the same one.
     names = {same_label(name): name for name in legal} | {name: name for name in legal}
-    named = {
-        text: names.get(text, names.get(same_label(text))) for text in [LABELS, *LABELS.split("+")]
-    }
-    given = [named[LABELS]] if named[LABELS] else [named[x] or x.strip() for x in LABELS.split("+")]
+
+    def find(text):
+        return names.get(text, names.get(same_label(text)))
+
+    given = [find(LABELS)] if find(LABELS) else [find(x) or x.strip() for x in LABELS.split("+")]
     for label in given:
         if label not in legal:
             quoted = ", ".join(f'"{word}"' for word in [_AS_TRAINED, *legal])
@@ -199,8 +198,8 @@ def write_npz(path, generator, label_counts, n, saved, real):
     info, size = saved["info"], saved["settings"]["SIZE"]
     shape = (size, size) if saved["channels"] == 1 else (size, size, 3)
     images = (chunk for chunk, _ in draw_images(generator, label_counts, n))
-    labels = (as_in_files(info, vectors) for vectors in label_chunks(label_counts, n))
-    columns = as_in_files(info, next(label_chunks(label_counts, 1))).shape[1]
+    labels = (decode_labels(info, vectors).numpy() for vectors in label_chunks(label_counts, n))
+    columns = decode_labels(info, next(label_chunks(label_counts, 1))).shape[1]
     with zipfile.ZipFile(path, "w") as archive:
         write_array(archive, "train_images", (n, *shape), images)
         write_array(archive, "train_labels", (n, columns), labels)
@@ -211,10 +210,6 @@ def write_npz(path, generator, label_counts, n, saved, real):
                 labels = real[split][1].to(torch.uint8).numpy()
             write_array(archive, f"{split}_images", images.shape, [images])
             write_array(archive, f"{split}_labels", labels.shape, [labels])
-
-
-def as_in_files(info, vectors):
-    return decode_labels(info, vectors).numpy()
 
 
 def write_array(archive, name, shape, chunks):

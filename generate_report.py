@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import checkpoint, files, membership, runs, sampling
+from common import checkpoint, files, runs, sampling
 from common.data import dataset
 from common.data.labels import draw_labels
 from common.errors import UserError
 from common.threads import choose_threads
-from report import detective, evaluation, play, plotting, sections
+from report import detective, evaluation, membership, play, plotting, sections
 from report.context import Captions, Context, Neighbours, Samples, environment, fewer, fewer_tiles
 
 # --- Run ---
@@ -104,7 +104,7 @@ def main(constants):
         "training": (TRAINING, sections.training),
         "by_label": (BY_LABEL and saved["label_counts"], evaluation.by_label),
         "numbers": (NUMBERS, evaluation.numbers),
-        "detective": (DETECTIVE, detective.detective),
+        "detective": (DETECTIVE, detective.section),
         "diversity": (DIVERSITY, sections.diversity),
         "copies": (COPIES, evaluation.copies),
         "latent_space": (LATENT_SPACE, sections.latent_space),
@@ -115,8 +115,9 @@ def main(constants):
         archive_other_run(out, saved["epoch"])
         files.remove_leftovers(out)
         for name, (wanted, section) in tqdm(parts.items(), "drawing", disable=None):
-            if wanted:
-                page[name] = section(context)
+            part = section(context) if wanted else None
+            if part is not None:
+                page[name] = part
         if not grids:
             print("no epoch is finished yet: the grids, the GIF and the losses have to wait")
         write_synthetic(context)

@@ -14,35 +14,23 @@ Every constant below can be changed here or on the command line.
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import tools
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import compare
-
 import dcgan
 import train_model
-from common import (
-    checkpoint,
-    detective,
-    files,
-    log,
-    membership,
-    metrics,
-    sampling,
-    settings,
-    spectrum,
-)
+from common import checkpoint, files, log, metrics, sampling, settings, spectrum
 from common.data import dataset
 from common.errors import UserError
+from report import detective, membership
 
 # --- Training ---
 DATASET = "pneumoniamnist"  # a 2-D MedMNIST data set, or "phantom"
@@ -167,16 +155,14 @@ def train(name):
     constants |= {"IMAGES_DIR": Path(OUT) / "images", "DEVICE": "cpu"}
     for key, value in CHANGES[name].items():
         setattr(train_model, key, value)
-    arguments = [f"--{key}={value}" for key, value in constants.items()]
-    train_model.main(settings.override(vars(train_model), arguments))
+    tools.train(**constants)
 
     path = folder / "checkpoint.pt"
     saved = checkpoint.load(path, checkpoint.CHECKPOINT)
     generator = checkpoint.rebuild_generator(saved, path, architecture=train_model.Generator)
     row = {"variant": name, "seed": SEED} | measure(generator)
     row["collapsed"] = any(log.looks_collapsed(epoch) for epoch in saved["history"])
-    with files.atomic_write(folder / "result.json") as file:
-        file.write(json.dumps(row).encode())
+    files.write(folder / "result.json", json.dumps(row).encode())
 
 
 def measure(source):
@@ -206,20 +192,18 @@ def measure(source):
 
 def print_table(names, rows):
     """Print a markdown table: the mean and the range of each metric over the seeds."""
-    heads = ["", *METRICS, "collapsed"]
-    print(f"\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
+    print()
+    tools.print_head("", *METRICS, "collapsed")
     for name in names:
         own = [row for row in rows if row["variant"] == name]
-        cells = [compare.mean_and_range([row[key] for row in own], METRICS[key]) for key in METRICS]
-        print(f"| {name} | {' | '.join(cells)} | {sum(row['collapsed'] for row in own)} |")
+        cells = [tools.mean_and_range([row[key] for row in own], METRICS[key]) for key in METRICS]
+        tools.print_row(name, *cells, str(sum(row["collapsed"] for row in own)))
     for name in REFERENCES:
         numbers = measure(name)
-        cells = [format(numbers[key], spec) for key, spec in METRICS.items()]
-        print(f"| {name} | {' | '.join(cells)} | |")
+        tools.print_row(name, *[format(numbers[key], spec) for key, spec in METRICS.items()], "")
     print(
         f"\n{dataset.title(DATASET)}, {EPOCHS} epochs, mean (range) of {SEEDS} seeds; "
-        f"N = {numbers['n']:,}, k = {metrics.K}. {compare.machine(torch.device('cpu'))}.\n\n"
-        f"    python {shlex.join(sys.argv)}"
+        f"N = {numbers['n']:,}, k = {metrics.K}. {tools.source()}"
     )
 
 

@@ -9,20 +9,16 @@ changed here or on the command line.
 """
 
 import json
-import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
-import torch
+import tools
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import compare
-
-import train_model
-from common import checkpoint, detective, files, metrics, runs, sampling, settings, spectrum
+from common import checkpoint, files, metrics, runs, sampling, settings, spectrum
 from common.data import dataset, phantom
 from common.data.dataset import DataFile
+from report import detective
 
 # --- Training ---
 N_TRAIN = 78468  # phantoms to train on; ChestMNIST has as many images [1000 to 1000000]
@@ -42,11 +38,10 @@ def main():
     data = out / "data" / "phantom.npz"
     if not data.exists():
         draw_phantoms(data)
-    arguments = {"DATASET": "phantom", "DATA_DIR": data.parent, "MODELS_DIR": out / "models"}
-    arguments |= {"IMAGES_DIR": out / "images", "RUN_NAME": f"seed-{SEED}", "EPOCHS": EPOCHS}
-    arguments |= {"SEED": SEED, "SNAPSHOT_EPOCHS": EVALUATE_EPOCHS}
-    arguments = [f"--{name}={value}" for name, value in arguments.items()]
-    train_model.main(settings.override(vars(train_model), arguments))
+    constants = {"DATASET": "phantom", "DATA_DIR": data.parent, "MODELS_DIR": out / "models"}
+    constants |= {"IMAGES_DIR": out / "images", "RUN_NAME": f"seed-{SEED}", "EPOCHS": EPOCHS}
+    constants |= {"SEED": SEED, "SNAPSHOT_EPOCHS": EVALUATE_EPOCHS}
+    tools.train(**constants)
     print_table(evaluate(out / "models" / f"seed-{SEED}", DataFile("phantom", data.parent)))
 
 
@@ -83,8 +78,7 @@ def evaluate(folder, data):
                 [found["pixels"], found["trained_on"], found["accuracy"]]
                 for found in detective.detective(real, images)
             ]
-            with files.atomic_write(result) as file:
-                file.write(json.dumps(row).encode())
+            files.write(result, json.dumps(row).encode())
         row = json.loads(result.read_text())
         trained = history.get(epoch, {})
         rows.append(row | {name: trained.get(name) for name in ("step", "d_real", "d_fake")})
@@ -95,8 +89,8 @@ def print_table(rows):
     """Print a markdown table, a line for each row."""
     found = [f"{pixels} px, {few:,}" for pixels, few, _ in rows[0]["detective"]]
     heads = ["steps", "D(x), D(G(z))", "precision, recall, coverage, Frechet", "fine detail"]
-    heads += found
-    print(f"\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
+    print()
+    tools.print_head(*heads, *found)
     for row in rows:
         trained = row["step"] is not None
         cells = [f"{row['step']:,}" if trained else "other phantoms"]
@@ -105,11 +99,11 @@ def print_table(rows):
         cells += [", ".join(f"{score:.2f}" for score in scores)]
         cells += [", ".join(f"{distance:.1f}" for distance in row["fine detail"])]
         cells += [f"{accuracy:.3f}" for _, _, accuracy in row["detective"]]
-        print(f"| {' | '.join(cells)} |")
+        tools.print_row(*cells)
     print(
         f"\n{N_TRAIN:,} phantoms, {EPOCHS} epochs, seed {SEED}; {N_IMAGES:,} synthetic against as "
         "many held-out phantoms; detective: accuracy by pixels a side and training images of each "
-        f"kind. {compare.machine(torch.device('cpu'))}.\n\n    python {shlex.join(sys.argv)}"
+        f"kind. {tools.source()}"
     )
 
 

@@ -10,7 +10,6 @@ the command line.
 
 import contextlib
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -18,10 +17,7 @@ import tempfile
 from pathlib import Path
 from time import perf_counter, sleep
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import compare
+import tools
 
 from common import checkpoint, settings
 from common.errors import UserError
@@ -36,8 +32,6 @@ REPORT = True  # also measure a report, alone and beside a training [True, False
 DATASET = "phantom"  # a 2-D MedMNIST data set or "phantom" (drawn)
 DATA_DIR = ""  # folder of the .npz file; empty: a temporary one
 
-_REPO = Path(__file__).resolve().parent.parent
-
 
 def main():
     numbers = [text.split(",") for text in (BUSY, THREADS)]
@@ -46,18 +40,15 @@ def main():
         os.chdir(folder)
         speed(data, "data", "1", seconds=0.1)  # draws the data set, if it is not there
         heads = ["auto" if n == "0" else f"{n} threads" for n in numbers[1]]
-        print(
-            f"| busy programs | {' | '.join(heads)} |\n| --- {'| --- ' * len(heads)}|", flush=True
-        )
+        tools.print_head("busy programs", *heads)
         for k in numbers[0]:
             with busy(int(k)):
                 cells = [speed(data, f"busy-{k}-{n}", n) for n in numbers[1]]
-            print(f"| {k} | {' | '.join(cells)} |", flush=True)
+            tools.print_row(k, *cells)
         if REPORT:
             report(data)
-        os.chdir(_REPO)
-    print(f"\nImages per second. {compare.machine(torch.device('cpu'))}.")
-    print(f"\n    python {shlex.join(sys.argv)}")
+        os.chdir(tools.REPO)
+    print(f"\nImages per second. {tools.source()}")
 
 
 @contextlib.contextmanager
@@ -74,7 +65,7 @@ def busy(k):
 
 def start(script, *arguments):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    command = [sys.executable, str(_REPO / script), *arguments]
+    command = [sys.executable, str(tools.REPO / script), *arguments]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, **pipes)
 
@@ -124,9 +115,10 @@ def report(data):
     together = draw()
     more_images, more_seconds, _ = stop(training, "beside")
     beside = (more_images - images) / (more_seconds - seconds)
-    print("\n| | alone | together |\n| --- | --- | --- |")
-    print(f"| report, s | {quiet:.0f} | {together:.0f} |")
-    print(f"| training, images per second | {alone} | {beside:,.0f} |")
+    print()
+    tools.print_head("", "alone", "together")
+    tools.print_row("report, s", f"{quiet:.0f}", f"{together:.0f}")
+    tools.print_row("training, images per second", alone, f"{beside:,.0f}")
 
 
 def draw():

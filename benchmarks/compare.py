@@ -13,23 +13,18 @@ ones. For Linux and macOS.
 Every constant below can be changed here or on the command line.
 """
 
-import importlib.metadata
 import importlib.util
 import itertools
 import json
-import platform
 import resource
-import shlex
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import recipes
+import tools
 
 from common import files, settings
 from common.errors import UserError
@@ -89,7 +84,7 @@ def train_in_turns():
         with files.atomic_write(request["path"]) as file:
             np.save(file, recipe["draw"](latents))
         answer = {"seconds": seconds, "steps": steps, "images": steps * recipe["batch"]}
-        answer["peak_memory_mb"] = megabytes(resource.getrusage(resource.RUSAGE_SELF))
+        answer["peak_memory_mb"] = tools.megabytes(resource.getrusage(resource.RUSAGE_SELF))
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -105,8 +100,9 @@ def main():
         )
     import torch
 
-    from common import hardware, membership, metrics, runs, spectrum
+    from common import hardware, metrics, runs, spectrum
     from common.data import dataset
+    from report import membership
 
     device = hardware.choose_device(DEVICE)
     images, _, source = dataset.load(DATASET, "train", DATA_DIR)
@@ -120,7 +116,7 @@ def main():
 
     turns = max(1, round(60 * MINUTES / TURN_SECONDS))
     print(f"{dataset.title(DATASET)} from {source}")
-    print(machine(device))
+    print(tools.machine(device))
     print(f"{turns} turns of {TURN_SECONDS:g} s for each of {', '.join(names)}")
     rows, about = take_turns(names, turns, n, out, device)
 
@@ -156,13 +152,11 @@ def main():
         f"for each, in turns of {TURN_SECONDS:g} s. Speed and its ratio: median (range) of the "
         f"turns. Quality: after the last turn, N = {n:,}, k = {metrics.K}, seed {SEED}. Memorised: "
         f"share as near to a training image as the nearest 1 % of {len(held_out):,} held-out "
-        f"images, for which it is 0.01. {machine(device)}.\n\n"
-        f"    python {shlex.join(sys.argv)}\n"
+        f"images, for which it is 0.01. {tools.source(device)}\n"
     )
     print(text)
-    with files.atomic_write(out / "compare.md") as file:
-        file.write(text.encode())
-    write_csv(out / "compare.csv", rows)
+    files.write(out / "compare.md", text.encode())
+    files.write_csv(out / "compare.csv", [*itertools.chain(*rows.values())])
     draw(out, rows, baselines["other real images"], last, dataset.title(DATASET))
 
 
@@ -215,11 +209,13 @@ def table(rows, about, baselines):
         ratio = "1" if name == "keras_tutorial" else ""
         if "keras_tutorial" in rows and not ratio:
             theirs = [row["images_per_second"] for row in rows["keras_tutorial"]]
-            ratio = median_and_range([a / b for a, b in zip(speeds, theirs, strict=True)], 2)
+            ratio = tools.median_and_range(
+                [a / b for a, b in zip(speeds, theirs, strict=True)], ".2f"
+            )
         reached = [f"{row['seconds']:.0f}" for row in turns if row["coverage"] >= 0.5]
         reached = (reached or [f"not reached in {last['seconds']:.0f}"])[0]
         line = [f"{TITLES[name]}, {about[name]['dtype']}", weights]
-        line += [median_and_range(speeds, 0), ratio]
+        line += [tools.median_and_range(speeds, ".0f"), ratio]
         line += [f"{last['steps']:,}", reached, *quality(last), f"{last['peak_memory_mb']:,.0f}"]
         lines.append(line)
     lines += [[f"*{title}*", *[""] * 5, *quality(row), ""] for title, row in baselines.items()]
@@ -229,32 +225,6 @@ def table(rows, about, baselines):
 def quality(row):
     shares = [f"{row[key]:.2f}" for key in ("precision", "recall", "coverage", "frechet")]
     return [*shares, f"{row['fine_detail']:.0f}", f"{row['share']:.3f}"]
-
-
-def median_and_range(values, digits):
-    """Return the median and the range as a string."""
-    low, high = min(values), max(values)
-    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def mean_and_range(values, spec):
-    """Return the mean, and the range if there are several values, as a string."""
-    values = list(values)
-    text = format(statistics.mean(values), spec)
-    if len(values) > 1:
-        text += f" ({format(min(values), spec)} to {format(max(values), spec)})"
-    return text
-
-
-def write_csv(path, rows):
-    """Write a row for each turn of each recipe; seconds, steps and images are summed over turns."""
-    columns = ["turn", "recipe", "seconds", "steps", "images", "images_per_second"]
-    columns += ["peak_memory_mb", "precision", "recall", "coverage", "frechet"]
-    table = []
-    for row in itertools.chain(*rows.values()):
-        values = {column: row[column] for column in columns}
-        table.append({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
-    files.write_csv(path, table)
 
 
 def draw(out, rows, real_vs_real, last, title):
@@ -283,22 +253,6 @@ def draw(out, rows, real_vs_real, last, title):
     heading = f"{title}\nsynthetic images after {seconds:g} s of training each"
     path = out / "compare_samples.png"
     plotting.write_png(path, plotting.compose(heading, cells, len(cells), scale=2))
-
-
-def machine(device):
-    """Return the hardware and the versions in one line."""
-    from common import hardware
-
-    names = ("torch", "torchvision", "medmnist", "numpy", "tensorflow")
-    packages = [name for name in names if importlib.util.find_spec(name)]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    python = f"Python {platform.python_version()}, {platform.system()}"
-    return f"{hardware.describe(device)}, {hardware.cpu_name()}; {python}, {versions}"
-
-
-def megabytes(usage):
-    """Return a process's peak resident memory in 10^6 bytes; Linux gives KiB, macOS bytes."""
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 if __name__ == "__main__":

@@ -12,18 +12,14 @@ bootstrap over test images and draws. For data sets of grey 28x28 images and two
 Every constant below can be changed here or on the command line.
 """
 
-import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
+import tools
 import torch
 from sklearn.linear_model import LogisticRegression
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import compare
-
-import train_model
 from common import checkpoint, metrics, settings
 from common.data import dataset
 from common.errors import UserError
@@ -68,8 +64,7 @@ def main():
             aucs[row, n] = np.array([auc(of_draw, truth, weights) for of_draw in scores])
             print(f"{row}, C = {c}, N = {n:,}: {aucs[row, n][:, 0].mean():.3f}")
     print_tables(aucs, sizes)
-    cpu = torch.device("cpu")
-    print(f"\n{compare.machine(cpu)}.\n\n    python {shlex.join(sys.argv)}")
+    print(f"\n{tools.source()}")
 
 
 def read_sizes(n_train):
@@ -88,11 +83,9 @@ def prepare(images):
 
     They have mean 0 and variance 1 on all training images, principal components in all together.
     """
-    arguments = {"DATASET": DATASET, "DATA_DIR": DATA_DIR, "EPOCHS": EPOCHS, "DEVICE": "cpu"}
-    arguments |= {"MODELS_DIR": f"{OUT}/models", "IMAGES_DIR": OUT, "RUN_NAME": "unlabelled"}
-    arguments |= {"SNAPSHOT_EPOCHS": EPOCHS, "METRIC_IMAGES": 0}
-    arguments = [f"--{name}={value}" for name, value in arguments.items()]
-    train_model.main(settings.override(vars(train_model), arguments))
+    constants = {"DATASET": DATASET, "DATA_DIR": DATA_DIR, "EPOCHS": EPOCHS, "DEVICE": "cpu"}
+    constants |= {"MODELS_DIR": f"{OUT}/models", "IMAGES_DIR": OUT, "RUN_NAME": "unlabelled"}
+    tools.train(**constants, SNAPSHOT_EPOCHS=EPOCHS, METRIC_IMAGES=0)
     path = Path(OUT) / "models" / "unlabelled" / "checkpoint.pt"
     saved = checkpoint.load(path, checkpoint.CHECKPOINT)
     torch.manual_seed(0)
@@ -192,20 +185,21 @@ def difference(ours, theirs):
 
 def print_tables(aucs, sizes):
     """Print the AUC of each row and its difference to that of REFERENCE."""
-    heads = f"| labelled images | {' | '.join(f'{n:,}' for n in sizes)} |"
-    heads += f"\n|{' --- |' * (len(sizes) + 1)}"
+    heads = ["labelled images", *(f"{n:,}" for n in sizes)]
     rows = dict.fromkeys(row for row, _ in aucs)
-    print(f"\nAUC on the test images, mean (standard deviation) of the draws.\n\n{heads}")
+    print("\nAUC on the test images, mean (standard deviation) of the draws.\n")
+    tools.print_head(*heads)
     for row in rows:
         found = [aucs[row, n][:, 0] for n in sizes]
         cells = [f"{of_n.mean():.3f} ({of_n.std(ddof=1):.3f})" for of_n in found]
-        print(f"| {row}, linear | {' | '.join(cells)} |")
-    print(f"\nDifference to {REFERENCE}, linear, and its 95 % interval.\n\n{heads}")
+        tools.print_row(f"{row}, linear", *cells)
+    print(f"\nDifference to {REFERENCE}, linear, and its 95 % interval.\n")
+    tools.print_head(*heads)
     for row in rows:
         if row != REFERENCE:
             found = [difference(aucs[row, n], aucs[REFERENCE, n]) for n in sizes]
             cells = [f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" for mean, low, high in found]
-            print(f"| {row}, linear | {' | '.join(cells)} |")
+            tools.print_row(f"{row}, linear", *cells)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ line.
 """
 
 import os
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -21,12 +20,10 @@ from time import perf_counter, sleep
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic kernels
 
+import tools
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import compare
 
 import train_model
 from common import checkpoint, ema, hardware, settings
@@ -44,22 +41,18 @@ SECONDS = 1.5  # to time a step for [0.01 to 100.0]
 
 def main():
     device = hardware.choose_device(DEVICE)
-    print("| check | result | s |\n| --- | --- | --- |", flush=True)
+    tools.print_head("check", "result", "s")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for name, result in runs(device):
             row(name, result)
         os.chdir("/")
-    for size in numbers(SIZES):
-        for batch in numbers(BATCH_SIZES):
+    for size in tools.whole_numbers("SIZES", SIZES):
+        for batch in tools.whole_numbers("BATCH_SIZES", BATCH_SIZES):
             for dtype in ("bfloat16", "float32"):
                 name = f"a step, {size} pixels, {batch} images, {dtype}"
                 row(name, partial(time_steps, size, batch, dtype, device))
-    print(f"\n{compare.machine(device)}.\n\n    python {shlex.join(sys.argv)}")
-
-
-def numbers(text):
-    return [int(number) for number in text.split(",")]
+    print(f"\n{tools.source(device)}")
 
 
 def row(name, check):
@@ -68,7 +61,7 @@ def row(name, check):
         result = check()
     except (Exception, UserError) as error:  # the other checks are wanted all the same
         result = f"failed, {type(error).__name__}: {' '.join(str(error).split())[:140]}"
-    print(f"| {name} | {result.replace('|', '/')} | {perf_counter() - start:.0f} |", flush=True)
+    tools.print_row(name, result.replace("|", "/"), f"{perf_counter() - start:.0f}")
 
 
 def runs(device):

@@ -16,13 +16,8 @@ TensorFlow and torch are not loaded into one process.
 import copy
 import itertools
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common.errors import UserError
 
 
 def ours(images, device, seed):
@@ -77,6 +72,8 @@ def keras_tutorial(images, device, seed):
     os.environ["KERAS_BACKEND"] = "tensorflow"  # not that of the user's keras.json
     import tensorflow as tf
     from keras import Sequential, layers, losses, optimizers, utils
+
+    from common.errors import UserError
 
     if device == "cpu":
         tf.config.set_visible_devices([], "GPU")

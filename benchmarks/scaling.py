@@ -14,7 +14,6 @@ Every constant below can be changed here or on the command line.
 
 import csv
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -23,11 +22,9 @@ from pathlib import Path
 from time import perf_counter, sleep
 
 import numpy as np
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import compare
 import recipes
+import tools
+import torch
 
 import train_model
 from common import hardware, metrics, settings
@@ -41,7 +38,7 @@ REPEATS = 5  # of each measurement in this process; the median is reported [1 to
 
 
 def main():
-    sizes, pixels = numbers("SIZES", SIZES), numbers("PIXELS", PIXELS)
+    sizes, pixels = tools.whole_numbers("SIZES", SIZES), tools.whole_numbers("PIXELS", PIXELS)
     if not {*pixels} <= {*dataset.SIZES}:
         raise UserError(f"PIXELS={PIXELS}: legal are {', '.join(map(str, dataset.SIZES))}")
     if min(sizes) < 2 * train_model.BATCH_SIZE:
@@ -54,7 +51,7 @@ def main():
     # First all runs of train_model.py: the peak memory that Linux reports of a process is at least
     # that of the process that started it, and this one is still small.
     runs = {(n, side): train(noise(n, side)) for n in sizes for side in pixels}
-    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
+    tools.print_head(*heads)
     for (n, side), (row, imported, first_step, peak) in runs.items():
         images = noise(n, side)
         fetching, measuring = time_fetching(images, device), time_metrics(images, device)
@@ -65,21 +62,13 @@ def main():
         line += [f"{train_model.BATCH_SIZE / step:,.0f}"]
         line += [f"{1000 * step:.1f}", f"{fetching / step:.2%}", f"{measuring / epoch:.2%}"]
         line += [f"{first_step:.1f}", f"{first_step - imported:.1f}", f"{peak:,.0f}"]
-        print(f"| {' | '.join(line)} |")
+        tools.print_row(*line)
     print(
         "\nOne epoch each: its steps and its metrics. Data handling: share of a step that fetches "
         "and converts images. Metrics: share of an epoch. To first step: from the start of the "
         "process to the first step, and from the end of the imports. Images/s: in the steps. "
-        f"{compare.machine(device)}.\n\n    python {shlex.join(sys.argv)}"
+        f"{tools.source(device)}"
     )
-
-
-def numbers(name, text):
-    """Return the whole numbers in a text, with commas between. Raises UserError."""
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise UserError(f"{name}={text}: legal are whole numbers with commas between") from None
 
 
 def noise(n, side=28):
@@ -122,7 +111,7 @@ def train(images):
         if status:
             raise UserError("train_model.py has failed; its error is above")
         with open(run / "log.csv", newline="") as file:
-            return next(csv.DictReader(file)), *seconds, compare.megabytes(usage)
+            return next(csv.DictReader(file)), *seconds, tools.megabytes(usage)
 
 
 def time_fetching(images, device):

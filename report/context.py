@@ -1,7 +1,7 @@
 """What every section of the report gets: one Context, and how many images of a size it shows.
 
 A section is a function section(context) that writes its pictures to context.out and returns a dict
-for report.html.jinja.
+for report.html.jinja, or None if there is nothing to show.
 """
 
 from dataclasses import dataclass

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from common import checkpoint, membership, metrics, sampling, spectrum
+from common import checkpoint, metrics, sampling, spectrum
 from common.data.labels import has_labels, single_labels
 from common.errors import UserError
-from report import plotting
+from report import membership, plotting
 from report.context import EXAMPLES, fewer, per_pixel
 
 LABEL_IMAGES = 1000  # synthetic images of each label
@@ -32,17 +32,13 @@ METRICS = {
         "lower",
         "the same with a cubic kernel, which sees skewness too; can be slightly below 0",
     ),
-    "detail": (
-        "Fine detail, {} pixels",
-        "lower",
-        "distance between small patches at full resolution: edges and noise",
-    ),
-    "bands": (
-        "Amplitude of {}, {} cycles per pixel",
-        "near 1",
-        "of synthetic images, over that of real ones: below 1 detail is missing, above 1 there is "
-        "too much of it",
-    ),
+}
+COARSER = ("half", "a quarter of", "an eighth of", "a sixteenth of", "a thirty-second of")
+AMPLITUDE = (
+    "of synthetic images, over that of real ones: below 1 detail is missing, above 1 there is too "
+    "much of it"
+)
+MEMORISATION = {
     "ratio": (
         "Memorisation ratio",
         "near 1",
@@ -57,30 +53,23 @@ METRICS = {
 }
 
 
-COARSER = ("half", "a quarter of", "an eighth of", "a sixteenth of", "a thirty-second of")
-
-
 def describe_metrics(levels):
-    """Return METRICS with fine detail at each level of the pyramid, in pixels, the finest first.
+    """Return {key: (name, which values are better, meaning)} of all metrics.
 
-    And with the amplitude in each of spectrum.RATIOS.
+    levels: sides in pixels of the images that fine detail is measured in, the finest first.
     """
-    described = {}
-    for key, (name, better, meaning) in METRICS.items():
-        if key == "bands":
-            for ratio in spectrum.RATIOS:
-                waves, low = ratio.split("_")
-                kind = "horizontal stripes" if waves == "vertical" else "all detail"
-                described[ratio] = name.format(kind, spectrum.band_text(low)), better, meaning
-            continue
-        if key != "detail":
-            described[key] = name, better, meaning
-            continue
-        coarser = [f"the same at {share} the resolution" for share in COARSER[: len(levels) - 1]]
-        coarser[-1] += ": brightness and layout"
-        for pixels, told in zip(levels, [meaning, *coarser], strict=True):
-            described[f"detail_{pixels}"] = name.format(pixels), better, told
-    return described
+    detail = ["distance between small patches at full resolution: edges and noise"]
+    detail += [f"the same at {share} the resolution" for share in COARSER[: len(levels) - 1]]
+    detail[-1] += ": brightness and layout"
+    described = dict(METRICS)
+    for pixels, meaning in zip(levels, detail, strict=True):
+        described[f"detail_{pixels}"] = f"Fine detail, {pixels} pixels", "lower", meaning
+    for ratio in spectrum.RATIOS:
+        waves, low = ratio.split("_")
+        kind = "horizontal stripes" if waves == "vertical" else "all detail"
+        name = f"Amplitude of {kind}, {spectrum.band_text(low)} cycles per pixel"
+        described[ratio] = name, "near 1", AMPLITUDE
+    return described | MEMORISATION
 
 
 def by_label(context):

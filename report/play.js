@@ -36,92 +36,86 @@ function decode(array) {
 
 const layers = {};
 
-layers.linear = {
-  forward(step, [x], y) {
-    const { weight, bias } = step;
-    for (let row = 0, i = 0; row < y.length; row++) {
-      let sum = bias[row];
-      for (let column = 0; column < x.length; column++, i++) sum += weight[i] * x[column];
-      y[row] = sum;
-    }
-  },
-  backward(step, x, y, dy, [dx]) {
-    const { weight } = step;
-    for (let row = 0, i = 0; row < dy.length; row++) {
-      for (let column = 0; column < dx.length; column++, i++) dx[column] += weight[i] * dy[row];
-    }
-  },
-};
-
-// A convolution is a product of two matrices: all that the taps see at a place is a row of the
-// first, all weights of an output channel are a row of the second.
+// A convolution goes from a wide image to a narrow one, a transposed one from narrow to wide; the
+// way back of each is the way forward of the other.
 layers.convolution = {
-  prepare(step) {
-    const [height, width, inputs] = step.shape_in;
-    const [rows, columns, outputs] = step.shape_out;
-    for (const phase of step.phases) {
-      const targets = []; // where the outputs of each place begin
-      const sources = []; // where the inputs of each tap at each place begin; -1 outside
-      for (let row = phase.row, j = 0; row < rows; row += step.every[0], j++) {
-        for (let column = phase.column, i = 0; column < columns; column += step.every[1], i++) {
-          targets.push((row * columns + column) * outputs);
-          for (const [tapY, tapX] of phase.taps) {
-            const y = step.stride[0] * j + tapY;
-            const x = step.stride[1] * i + tapX;
-            const inside = y >= 0 && y < height && x >= 0 && x < width;
-            sources.push(inside ? (y * width + x) * inputs : -1);
-          }
-        }
-      }
-      phase.targets = Int32Array.from(targets);
-      phase.sources = Int32Array.from(sources);
-      phase.seen = new Float32Array(sources.length * inputs);
-    }
+  forward(step, [wide], narrow) {
+    fill(narrow, step.bias);
+    gather(step, wide, narrow);
   },
-  forward(step, [x], y) {
-    const inputs = step.shape_in[2];
-    for (const { seen, sources, targets, weight } of step.phases) {
-      for (let tap = 0, i = 0; tap < sources.length; tap++) {
-        const from = sources[tap];
-        if (from < 0) {
-          for (let c = 0; c < inputs; c++, i++) seen[i] = 0;
-        } else {
-          for (let c = 0; c < inputs; c++, i++) seen[i] = x[from + c];
-        }
-      }
-      multiply(seen, weight, step.bias, targets, y);
-    }
-  },
-  backward(step, x, y, dy, [dx]) {
-    const inputs = step.shape_in[2];
-    const outputs = step.shape_out[2];
-    for (const { sources, targets, taps, weight } of step.phases) {
-      const length = taps.length * inputs;
-      const row = new Float32Array(length); // the change with what is seen at a place
-      for (let place = 0; place < targets.length; place++) {
-        row.fill(0);
-        for (let o = 0; o < outputs; o++) {
-          const change = dy[targets[place] + o];
-          const start = o * length;
-          for (let k = 0; k < length; k++) row[k] += change * weight[start + k];
-        }
-        for (let tap = 0, k = 0; tap < taps.length; tap++) {
-          const to = sources[place * taps.length + tap];
-          if (to < 0) k += inputs;
-          else for (let c = 0; c < inputs; c++, k++) dx[to + c] += row[k];
-        }
-      }
-    }
+  backward(step, x, y, dNarrow, [dWide]) {
+    scatter(step, dNarrow, dWide);
   },
 };
 
-// Products of all rows of a (n, length) with all rows of b (m, length), plus the bias, to the
-// places targets[row of a] + row of b of y. In blocks of 4 x 4, since a number that is fetched once
-// is used four times: this takes most of the time of the page.
-function multiply(a, b, bias, targets, y) {
-  const n = targets.length;
-  const m = bias.length;
-  const length = a.length / n;
+layers.transposed = {
+  forward(step, [narrow], wide) {
+    fill(wide, step.bias);
+    scatter(step, narrow, wide);
+  },
+  backward(step, x, y, dWide, [dNarrow]) {
+    gather(step, dWide, dNarrow);
+  },
+};
+
+function fill(y, bias) {
+  for (let i = 0; i < y.length; i++) y[i] = bias[i % bias.length];
+}
+
+// Add to each place of the narrow image what its weights make of the places of the wide one that
+// the kernel covers there: a product of matrices.
+function gather({ places, weight, covered, wide, narrow }, from, to) {
+  for (let tap = 0, i = 0; tap < places.length; tap++) {
+    const place = places[tap];
+    for (let c = 0; c < wide[2]; c++, i++) covered[i] = place < 0 ? 0 : from[place + c];
+  }
+  addProduct(covered, weight, weight.length / narrow[2], to);
+}
+
+// The same in the other direction.
+function scatter({ places, transposed, covered, wide, narrow }, from, to) {
+  covered.fill(0);
+  addProduct(from, transposed, narrow[2], covered);
+  for (let tap = 0, i = 0; tap < places.length; tap++) {
+    const place = places[tap];
+    for (let c = 0; c < wide[2]; c++, i++) if (place >= 0) to[place + c] += covered[i];
+  }
+}
+
+// For each place of the narrow image and each tap of the kernel: where the place of the wide image
+// that it covers begins, or -1 outside.
+function coveredPlaces({ wide: [height, width, channels], narrow, kernel, stride, padding }) {
+  const places = [];
+  for (let row = 0; row < narrow[0]; row++) {
+    for (let column = 0; column < narrow[1]; column++) {
+      for (let tapY = 0; tapY < kernel[0]; tapY++) {
+        for (let tapX = 0; tapX < kernel[1]; tapX++) {
+          const y = stride[0] * row + tapY - padding[0];
+          const x = stride[1] * column + tapX - padding[1];
+          const inside = y >= 0 && y < height && x >= 0 && x < width;
+          places.push(inside ? (y * width + x) * channels : -1);
+        }
+      }
+    }
+  }
+  return Int32Array.from(places);
+}
+
+function transpose(matrix, rows) {
+  const columns = matrix.length / rows;
+  const result = new Float32Array(matrix.length);
+  for (let row = 0, i = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++, i++) result[column * rows + row] = matrix[i];
+  }
+  return result;
+}
+
+// Add to y (n, m) the products of all rows of a (n, length) with all rows of b (m, length). In
+// blocks of 4 x 4, since a number that is fetched once is used four times: this takes most of the
+// time of the page.
+function addProduct(a, b, length, y) {
+  const n = a.length / length;
+  const m = b.length / length;
   const blockRows = n - (n % 4);
   const blockColumns = m - (m % 4);
   for (let column = 0; column < blockColumns; column += 4) {
@@ -138,24 +132,20 @@ function multiply(a, b, bias, targets, y) {
         s20 += x2 * w0; s21 += x2 * w1; s22 += x2 * w2; s23 += x2 * w3;
         s30 += x3 * w0; s31 += x3 * w1; s32 += x3 * w2; s33 += x3 * w3;
       }
-      const c0 = bias[column], c1 = bias[column + 1], c2 = bias[column + 2], c3 = bias[column + 3];
-      let t = targets[row] + column;
-      y[t] = s00 + c0; y[t + 1] = s01 + c1; y[t + 2] = s02 + c2; y[t + 3] = s03 + c3;
-      t = targets[row + 1] + column;
-      y[t] = s10 + c0; y[t + 1] = s11 + c1; y[t + 2] = s12 + c2; y[t + 3] = s13 + c3;
-      t = targets[row + 2] + column;
-      y[t] = s20 + c0; y[t + 1] = s21 + c1; y[t + 2] = s22 + c2; y[t + 3] = s23 + c3;
-      t = targets[row + 3] + column;
-      y[t] = s30 + c0; y[t + 1] = s31 + c1; y[t + 2] = s32 + c2; y[t + 3] = s33 + c3;
+      const t0 = row * m + column, t1 = t0 + m, t2 = t1 + m, t3 = t2 + m;
+      y[t0] += s00; y[t0 + 1] += s01; y[t0 + 2] += s02; y[t0 + 3] += s03;
+      y[t1] += s10; y[t1 + 1] += s11; y[t1 + 2] += s12; y[t1 + 3] += s13;
+      y[t2] += s20; y[t2 + 1] += s21; y[t2 + 2] += s22; y[t2 + 3] += s23;
+      y[t3] += s30; y[t3 + 1] += s31; y[t3 + 2] += s32; y[t3 + 3] += s33;
     }
   }
   for (let row = 0; row < n; row++) { // what is left over
     for (let column = row < blockRows ? blockColumns : 0; column < m; column++) {
-      let sum = bias[column];
+      let sum = 0;
       for (let k = 0, i = row * length, j = column * length; k < length; k++, i++, j++) {
         sum += a[i] * b[j];
       }
-      y[targets[row] + column] = sum;
+      y[row * m + column] += sum;
     }
   }
 }
@@ -192,13 +182,13 @@ layers.tanh = {
 };
 
 layers.add = {
-  forward(step, [a, b], y) {
-    for (let i = 0; i < y.length; i++) y[i] = a[i] + b[i];
+  forward({ alpha }, [a, b], y) {
+    for (let i = 0; i < y.length; i++) y[i] = a[i] + alpha * b[i];
   },
-  backward(step, x, y, dy, [da, db]) {
+  backward({ alpha }, x, y, dy, [da, db]) {
     for (let i = 0; i < dy.length; i++) {
       da[i] += dy[i];
-      db[i] += dy[i];
+      db[i] += alpha * dy[i];
     }
   },
 };
@@ -258,15 +248,6 @@ layers.resample = {
   },
 };
 
-layers.total = {
-  forward(step, [x], y) {
-    y[0] = x.reduce((sum, value) => sum + value, 0);
-  },
-  backward(step, x, y, dy, [dx]) {
-    for (let i = 0; i < dx.length; i++) dx[i] += dy[0];
-  },
-};
-
 function sigmoid(x) {
   return 1 / (1 + Math.exp(-x));
 }
@@ -318,9 +299,10 @@ function readStep(written) {
   for (const [key, value] of Object.entries(step)) {
     if (value && value.data) step[key] = decode(value);
   }
-  if (step.phases) {
-    step.phases = step.phases.map((phase) => ({ ...phase, weight: decode(phase.weight) }));
-    layers.convolution.prepare(step);
+  if (step.kernel) {
+    step.places = coveredPlaces(step);
+    step.covered = new Float32Array(step.places.length * step.wide[2]);
+    step.transposed = transpose(step.weight, step.narrow[2]);
   }
   return step;
 }
@@ -446,37 +428,38 @@ function judge(pixels, labels) {
   return probabilityOf(discriminator.forward(values, ...(labels ? [labels] : [])));
 }
 
-// Show pixels in a canvas, each as one of its pixels; the browser enlarges them.
-function paint(canvas, pixels) {
-  const [height, width, channels] = data.shape;
-  canvas.width = width;
-  canvas.height = height;
-  const picture = new ImageData(width, height);
-  for (let i = 0; i < width * height; i++) {
-    for (let c = 0; c < 3; c++) {
-      picture.data[4 * i + c] = pixels[i * channels + (channels === 3 ? c : 0)];
-    }
-    picture.data[4 * i + 3] = 255;
-  }
-  canvas.getContext("2d").putImageData(picture, 0, 0);
-}
-
-// Show a change of each pixel, -1 to 1, in colours: orange is brighter, blue is darker.
-// base: grey levels below it.
-function paintChange(canvas, change, base) {
+// Show a picture in a canvas, each of its places as one pixel; the browser enlarges them.
+// colourOf: returns the red, green and blue of a place.
+function paint(canvas, colourOf) {
   const [height, width] = data.shape;
   canvas.width = width;
   canvas.height = height;
   const picture = new ImageData(width, height);
-  for (let i = 0; i < width * height; i++) {
+  for (let i = 0; i < width * height; i++) picture.data.set([...colourOf(i), 255], 4 * i);
+  canvas.getContext("2d").putImageData(picture, 0, 0);
+}
+
+function paintPixels(canvas, pixels) {
+  if (data.shape[2] === 3) paint(canvas, (i) => pixels.subarray(3 * i, 3 * i + 3));
+  else paint(canvas, (i) => [pixels[i], pixels[i], pixels[i]]);
+}
+
+// Show a change of each place, -1 to 1, in colours: orange is brighter, blue is darker.
+// base: grey levels below it.
+function paintChange(canvas, change, base) {
+  paint(canvas, (i) => {
     const share = Math.min(Math.abs(change[i]), 1);
     const colour = change[i] > 0 ? [255, 140, 60] : [60, 160, 255];
-    for (let c = 0; c < 3; c++) {
-      picture.data[4 * i + c] = (1 - share) * base[i] + share * colour[c];
-    }
-    picture.data[4 * i + 3] = 255;
-  }
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+    return colour.map((value) => (1 - share) * base[i] + share * value);
+  });
+}
+
+// The sum over the colours of each place.
+function sumColours(values) {
+  const channels = data.shape[2];
+  const sums = new Float32Array(values.length / channels);
+  values.forEach((value, i) => (sums[Math.floor(i / channels)] += value));
+  return sums;
 }
 
 function percent(share) {
@@ -501,21 +484,25 @@ function startStudio() {
   makeKnobs();
   if (data.labels) makeChoices();
   find("new").addEventListener("click", newImage);
-  find("reset").addEventListener("click", () => moveTo(Float32Array.from(studio.home)));
+  find("reset").addEventListener("click", goHome);
   find("walk").addEventListener("click", toggleWalk);
   find("follow").addEventListener("click", followMap);
   find("clean").addEventListener("click", removeDrawing);
   startBrushes();
   studio.home = randomLatent(data.check.latent.length);
-  studio.latent = Float32Array.from(studio.home);
+  studio.latent = studio.home;
   studio.fresh = true;
   show();
 }
 
 function newImage() {
-  stopWalk();
   studio.home = randomLatent(studio.latent.length);
-  moveTo(Float32Array.from(studio.home));
+  goHome();
+}
+
+function goHome() {
+  stopWalk();
+  moveTo(studio.home);
 }
 
 // Go to another latent.
@@ -541,7 +528,7 @@ function show() {
   }
   studio.waiting = studio.fresh = false;
   studio.shown = studio.forged.map((pixel, i) => pixel + studio.drawn[i]); // it is clamped
-  paint(find("image"), studio.shown);
+  paintPixels(find("image"), studio.shown);
   if (discriminator) showVerdict();
 }
 
@@ -573,28 +560,12 @@ function showVerdict() {
     const each = Array.from(logits, (logit) => percent(sigmoid(logit))).join(" and ");
     find("opinions").textContent = ` It has several opinions, ${each}: shown is their mean.`;
   }
-  const change = mapOf(discriminator.gradient());
-  paintChange(find("map"), change, dimmed(studio.shown));
-}
-
-// The gradient at each place, summed over the colours; 1 is that of the strongest hundredth.
-function mapOf(gradient) {
-  const channels = data.shape[2];
-  const change = new Float32Array(gradient.length / channels);
-  for (let i = 0; i < gradient.length; i++) change[Math.floor(i / channels)] += gradient[i];
+  // In the map, 1 is the gradient of the strongest hundredth; the picture is faint below it.
+  const change = sumColours(discriminator.gradient());
   const sizes = change.map(Math.abs).sort();
   const strong = sizes[Math.floor(0.99 * (sizes.length - 1))] || 1;
-  return change.map((value) => value / strong);
-}
-
-// Grey levels of a picture, faint enough to see colours above them.
-function dimmed(pixels) {
-  const channels = data.shape[2];
-  return Float32Array.from({ length: pixels.length / channels }, (_, i) => {
-    let sum = 0;
-    for (let c = 0; c < channels; c++) sum += pixels[i * channels + c];
-    return 30 + 0.4 * (sum / channels);
-  });
+  const faint = sumColours(studio.shown).map((sum) => 30 + (0.4 * sum) / data.shape[2]);
+  paintChange(find("map"), change.map((value) => value / strong), faint);
 }
 
 const FOLLOW = 2; // grey levels, at most
@@ -789,8 +760,10 @@ function moveSpot(event) {
 
 // --- The epochs ---
 
-const SVG = "http://www.w3.org/2000/svg";
-const CURVE = { width: 400, height: 110, left: 28, bottom: 16 };
+const CURVES = {
+  opinions: ["D(x) and D(G(z))", "d_real", "d_fake"],
+  losses: ["Loss of detective and forger", "loss_discriminator", "loss_generator"],
+};
 
 function startLearn() {
   if (!data.learn) return;
@@ -799,53 +772,7 @@ function startLearn() {
     find("epoch").addEventListener("input", () => showEpoch(sprite));
     showEpoch(sprite);
   });
-  const { history } = data.learn;
-  if (history.length > 0) {
-    drawCurves("opinions-curve", history, "d_real", "d_fake", 1);
-    const [a, b] = ["loss_discriminator", "loss_generator"];
-    const highest = Math.max(...history.flatMap((row) => [row[a], row[b]]));
-    drawCurves("losses-curve", history, a, b, Math.ceil(highest));
-  }
   sprite.src = data.learn.picture;
-}
-
-function shape(svg, tag, attributes, text = "") {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.textContent = text;
-  svg.append(made);
-  return made;
-}
-
-// Where an epoch lies in the curves, from the left.
-function placeOf(epoch) {
-  const epochs = [...data.learn.epochs, ...data.learn.history.map((row) => row.epoch)];
-  const first = Math.min(...epochs);
-  const share = (epoch - first) / Math.max(1, Math.max(...epochs) - first);
-  return CURVE.left + share * (CURVE.width - CURVE.left - 4);
-}
-
-function drawCurves(id, history, a, b, top) {
-  const svg = find(id);
-  const { width, height, left, bottom } = CURVE;
-  const y = (value) => (height - bottom) * (1 - value / top) + 2;
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  for (const value of [0, top / 2, top]) {
-    shape(svg, "line", { x1: left, x2: width, y1: y(value), y2: y(value), class: "axis" });
-    const at = { x: left - 4, y: y(value) + 4, "text-anchor": "end" };
-    shape(svg, "text", at, value === 0 ? "0" : value.toFixed(1));
-  }
-  const last = history[history.length - 1].epoch;
-  shape(svg, "text", { x: left, y: height, "text-anchor": "start" }, `epoch ${history[0].epoch}`);
-  shape(svg, "text", { x: width, y: height, "text-anchor": "end" }, last);
-  for (const [key, name] of [[a, "a"], [b, "b"]]) {
-    const points = history.map((row) => `${placeOf(row.epoch)},${y(row[key])}`).join(" ");
-    shape(svg, "polyline", { points, class: name });
-    const point = shape(svg, "circle", { r: 4, class: name });
-    point.dataset.key = key;
-  }
-  svg.dataset.top = top;
-  shape(svg, "line", { y1: 0, y2: height - bottom + 2, class: "cursor" });
 }
 
 function showEpoch(sprite) {
@@ -870,25 +797,24 @@ function showEpoch(sprite) {
   }
   canvas.dataset.epoch = epoch;
 
-  for (const id of ["opinions-curve", "losses-curve"]) {
-    const svg = find(id);
-    const cursor = svg.querySelector(".cursor");
-    if (!cursor) continue;
-    cursor.setAttribute("x1", placeOf(epoch));
-    cursor.setAttribute("x2", placeOf(epoch));
-    for (const point of svg.querySelectorAll("circle")) {
-      point.setAttribute("visibility", row ? "visible" : "hidden");
-      if (!row) continue;
-      const y = (CURVE.height - CURVE.bottom) * (1 - row[point.dataset.key] / svg.dataset.top) + 2;
-      point.setAttribute("cx", placeOf(epoch));
-      point.setAttribute("cy", y);
-    }
-    const values = Array.from(svg.querySelectorAll("circle"), ({ dataset: { key } }) =>
-      row ? row[key].toFixed(2) : "unknown",
-    );
-    const names = id === "losses-curve" ? "Loss of detective and forger" : "D(x) and D(G(z))";
-    svg.setAttribute("aria-label", `${names} in epoch ${epoch}: ${values.join(" and ")}`);
-  }
+  if (history.length > 0) for (const id of Object.keys(CURVES)) showInCurve(id, epoch, row);
+}
+
+// Mark an epoch in the curves of play.html.jinja. row: its row of the history, if there is one.
+function showInCurve(id, epoch, row) {
+  const svg = find(`${id}-curve`);
+  const [name, ...keys] = CURVES[id];
+  const values = keys.map((key) => (row ? row[key].toFixed(2) : "unknown"));
+  svg.setAttribute("aria-label", `${name} in epoch ${epoch}: ${values.join(" and ")}`);
+  svg.querySelector("g").setAttribute("visibility", row ? "visible" : "hidden");
+  if (!row) return;
+  svg.querySelectorAll("polyline").forEach((line, i) => {
+    const { x, y } = line.points.getItem(data.learn.history.indexOf(row));
+    const point = svg.querySelectorAll("circle")[i];
+    point.setAttribute("cx", x);
+    point.setAttribute("cy", y);
+    for (const end of ["x1", "x2"]) svg.querySelector(".cursor").setAttribute(end, x);
+  });
 }
 
 // --- The game ---
@@ -952,7 +878,7 @@ function newTile(pixels, real, labels) {
 function showTile() {
   const number = game.tiles.findIndex((tile) => tile.answer === null);
   const tile = game.tiles[number];
-  paint(find("tile"), tile.pixels);
+  paintPixels(find("tile"), tile.pixels);
   find("count").textContent = `Image ${number + 1} of ${game.tiles.length}`;
   find("tile-label").textContent = tile.labels ? `, ${labelText(data.labels, tile.labels)}` : "";
   const said = `${find("count").textContent}${find("tile-label").textContent}`;
@@ -1015,7 +941,7 @@ function fillConfusion(body) {
 function reveal(tile) {
   const figure = make("figure");
   const picture = make("canvas", "", { role: "img", "aria-label": nameOf(tile.real) });
-  paint(picture, tile.pixels);
+  paintPixels(picture, tile.pixels);
   const caption = make("figcaption");
   const [sign, kind] = tile.answer === tile.real ? ["\u2713", "right"] : ["\u2717", "wrong"];
   caption.append(
@@ -1033,5 +959,5 @@ function nameOf(real) {
   return real ? data.original : "forged";
 }
 
-if (typeof document === "undefined") module.exports = { Network, probabilityOf, toPixel };
+if (typeof document === "undefined") module.exports = { Network };
 else start();

@@ -6,12 +6,10 @@ The page holds everything that it needs and asks for nothing: a script that comp
 
 import base64
 import hashlib
-import io
 import json
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from common import checkpoint, files, log, sampling
@@ -39,22 +37,14 @@ def play(context):
     """Write play.html. Returns {"file": its name}, or None if it cannot compute the networks."""
     captions, samples, saved = context.captions, context.samples, context.saved
     name = saved["settings"]["DATASET"]
-    data = None
-    if context.size <= LARGEST:
-        try:
-            discriminator = checkpoint.rebuild_discriminator(saved, context.checkpoint)
-            data = collect(context, discriminator)
-            if rows := context.page.get("detective", {}).get("rows"):
-                row, n = rows[0][0], 2 * len(rows[0][0]["real"])
-                data["game"]["fresh"] = {"accuracy": row["accuracy"], "images": n}
-        except export_js.UnknownLayer as error:
-            tqdm.write(
-                f"no play.html: play.js cannot compute {error}, which this run's networks do"
-            )
-            return None
-        except UserError as error:  # dcgan.py has another discriminator now: the rest needs none
-            tqdm.write(f"no play.html: {error}")
-            return None
+    try:
+        data = collect(context) if context.size <= LARGEST else None
+    except export_js.UnknownLayer as error:
+        tqdm.write(f"no play.html: play.js cannot compute {error}, which this run's networks do")
+        return None
+    except UserError as error:  # dcgan.py has another discriminator now: the rest needs none
+        tqdm.write(f"no play.html: {error}")
+        return None
     html = render(
         data,
         captions=captions,
@@ -67,15 +57,15 @@ def play(context):
         largest=LARGEST,
     )
     path = context.out / "play.html"
-    with files.atomic_write(path) as file:
-        file.write(html.encode())
+    files.write(path, html.encode())
     tqdm.write(f"{path}: {len(html.encode()) / 1e6:.1f} MB, a page to play with")
     return {"file": path.name}
 
 
-def collect(context, discriminator):
-    """Return all that play.js needs, as plain values for JSON. Raises UnknownLayer."""
+def collect(context):
+    """Return all that play.js needs, as plain values for JSON. Raises UnknownLayer, UserError."""
     captions, samples, saved = context.captions, context.samples, context.saved
+    discriminator = checkpoint.rebuild_discriminator(saved, context.checkpoint)
     generator, label_counts = context.generator, saved["label_counts"]
     random = torch.Generator().manual_seed(SEED)
     latent = torch.randn(1, generator.latent_dim, generator=random)
@@ -103,7 +93,7 @@ def collect(context, discriminator):
             "logits": logits.tolist(),
         },
         "learn": describe_epochs(samples.grids, saved["history"]),
-        "game": describe_game(samples),
+        "game": describe_game(samples, context.page.get("detective")),
     }
 
 
@@ -194,9 +184,8 @@ def describe_epochs(grids, rows):
         chosen = sections.evenly_spaced(grids, most)
         images = torch.stack([grids[epoch][:LEARN_LATENTS] for epoch in chosen])
         pixels = images.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (E H, L W, C)
-        memory = io.BytesIO()
-        Image.fromarray(pixels.squeeze(2).numpy()).save(memory, "png", optimize=True)
-        if memory.tell() <= MAX_SPRITE or most <= 10:
+        picture = plotting.png(pixels.expand(-1, -1, 3).numpy(), optimize=True)
+        if len(picture) <= MAX_SPRITE or most <= 10:
             break
         most //= 2
     history = [
@@ -204,7 +193,7 @@ def describe_epochs(grids, rows):
         for before, row in zip([None, *rows], rows, strict=False)
     ]
     return {
-        "picture": plotting.embed(memory.getvalue(), "png"),
+        "picture": plotting.embed(picture, "png"),
         "latents": images.shape[1],
         "epochs": chosen,
         "history": history,
@@ -238,17 +227,18 @@ def tell(row, before=None):
 # --- The game ---
 
 
-def describe_game(samples):
+def describe_game(samples, detective):
     """Return the training images of the game: the last in the order whose first the collage shows.
 
-    "fresh" is None here; play puts the score of the report's fresh detective there if it has one.
+    detective: that section of the report, if it has one. Its first row is told.
     """
     images, labels = samples.shuffled(slice(-REAL_IMAGES, None)), samples.shuffled_labels
+    row = detective and detective["rows"][0][0]
     return {
         "real": export_js.base64_of(images.permute(0, 2, 3, 1)),
         "count": len(images),
         "labels": None if labels is None else labels[-REAL_IMAGES:].int().tolist(),
-        "fresh": None,
+        "fresh": row and {"accuracy": row["accuracy"], "images": 2 * len(row["real"])},
     }
 
 
@@ -257,20 +247,19 @@ def describe_game(samples):
 
 def render(data, **facts):
     """Fill the template. data: what collect returned, or None if the images are too large."""
-    script = (FOLDER / "play.js").read_text(encoding="utf-8")
-    style = (FOLDER / "play.css").read_text(encoding="utf-8")
-    template = environment().get_template("play.html.jinja")
-    hashes = {"script_hash": hash_of(script), "style_hash": hash_of(style)}
-    text = script_json(data)
-    return template.render(
-        facts, data=data, json=text, script=script, style=style, version=version(), **hashes
-    )
+    script, style = (read(name) for name in ("play.js", "play.css"))
+    hashes = {"script_hash": hash_of(script), "style_hash": hash_of(style), "version": version()}
+    facts |= {"data": data, "json": script_json(data), "script": script, "style": style}
+    return environment().get_template("play.html.jinja").render(facts, **hashes)
 
 
 def version():
     """What tells pages of one version of the templates from those of another."""
-    names = ("play.html.jinja", "play.js", "play.css")
-    return hash_of("".join((FOLDER / name).read_text(encoding="utf-8") for name in names))
+    return hash_of("".join(map(read, ("play.html.jinja", "play.js", "play.css"))))
+
+
+def read(name):
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def script_json(data):

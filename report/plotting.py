@@ -17,6 +17,7 @@ import unicodedata
 
 import imageio.v3 as imageio
 import matplotlib
+import matplotlib.style
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -55,13 +56,8 @@ STYLE = {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {
 }
 
 
-@contextlib.contextmanager
-def style(changes):
-    """Draw in matplotlib's own style with these changes, whatever the user's matplotlibrc sets."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(changes)
-        yield
+# Draws in matplotlib's own style with some changes, whatever the user's matplotlibrc sets.
+style = functools.partial(matplotlib.style.context, after_reset=True)
 
 
 @functools.lru_cache
@@ -129,22 +125,18 @@ def compose(heading, cells, columns, scale, below=False):
     total_width = max(columns * (width + margin) + margin, heading_width)
     figure.set_size_inches(total_width / dpi, total_height / dpi)
     title.set_position((margin / total_width, 1 - margin / total_height))
-    places = []
-    for number, (text, _) in enumerate(cells):
+    for number, (text, picture) in enumerate(cells):
         x = margin + number % columns * (width + margin)
         y = top + number // columns * (height + caption + margin // 2)  # from above
         text_y = y + (height + 2 * unit if below else caption - 4 * unit)
         place = (x / total_width, 1 - text_y / total_height)
         va = "top" if below else "bottom"
         figure.text(*place, text, fontsize=11, va=va, parse_math=False)
-        places.append((x, y if below else y + caption))
-    canvas.draw()
-    drawn = np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
-    for (x, y), (_, picture) in zip(places, cells, strict=True):
         enlarged = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-        region = drawn[y : y + len(enlarged), x : x + enlarged.shape[1]]
-        np.copyto(region, enlarged[:, :, :3], where=enlarged[:, :, 3:] > 0)
-    return drawn
+        from_below = total_height - (y if below else y + caption) - height
+        figure.figimage(enlarged, x, from_below)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
 def save_tiles(path, heading, cells, columns, scale, alt, below=False):
@@ -154,7 +146,7 @@ def save_tiles(path, heading, cells, columns, scale, alt, below=False):
     """
     write_png(path, compose(heading, cells, columns, scale, below))
     height, width = cells[0][1].shape[:2]
-    pixels = [(caption, embed(page_png(picture), "png")) for caption, picture in cells]
+    pixels = [(caption, embed(png(picture, optimize=True), "png")) for caption, picture in cells]
     wide = min(5, fit(columns * (width + 3), PAGE_WIDTH))
     if wide < 2:  # too small side by side: put one below the other
         wide = min(2, fit(width, PAGE_WIDTH))
@@ -272,12 +264,8 @@ def legend(axes):
 
 
 def write_png(path, picture, quiet=False):
-    """Write a picture, uint8 (H, W, 3), in grey if it has no colours, and print its path."""
-    grey = (picture == picture[:, :, :1]).all()
-    image = Image.fromarray(picture[:, :, 0] if grey else picture)
-    memory = io.BytesIO()
-    image.save(memory, format="png", dpi=(DPI, DPI))
-    files.write(path, memory.getbuffer())
+    """Write a picture, uint8 (H, W, 3), and print its path."""
+    files.write(path, png(picture, dpi=(DPI, DPI)))
     if not quiet:
         tqdm.write(str(path))
 
@@ -322,11 +310,11 @@ def animation(path, frames, greys, durations, alt):
     Its last frame comes with it, for readers whose system asks for reduced motion.
     """
     height, width = frames[0].shape[:2]
-    still = embed(page_png(np.dstack([frames[-1], np.full_like(frames[-1][:, :, 0], 255)])), "png")
     return {
         "file": path.name,
         "uri": embed(gif(frames, greys, durations), "gif"),
-        "still": still,
+        "still": embed(png(frames[-1], optimize=True), "png"),
+        "columns": 1,
         "width": width,
         "height": height,
         "zooms": {
@@ -338,11 +326,13 @@ def animation(path, frames, greys, durations, alt):
     }
 
 
-def page_png(picture):
-    """Return the bytes of a picture, uint8 (H, W, 4), as PNG, in grey if it has no colours."""
-    grey = (picture[:, :, :3] == picture[:, :, :1]).all()
+def png(picture, **options):
+    """Return the bytes of a picture, uint8 (H, W, 3) or (H, W, 4), in grey if it has no colours."""
+    image = Image.fromarray(picture)
+    if (picture[:, :, :3] == picture[:, :, :1]).all():
+        image = image.convert(image.mode.replace("RGB", "L"))
     memory = io.BytesIO()
-    Image.fromarray(picture).convert("LA" if grey else "RGBA").save(memory, "png", optimize=True)
+    image.save(memory, "png", **options)
     return memory.getvalue()
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import membership, sampling
+from common import sampling
 from common.data.labels import draw_labels
-from report import plotting
+from report import membership, plotting
 from report.context import EXAMPLES, fewer, per_pixel
 
 BLIND_TILES = 32

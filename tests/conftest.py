@@ -25,9 +25,9 @@ from filelock import FileLock
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import dcgan
-from common import detective
 from common.data import dataset
 from common.errors import UserError
+from report import detective
 
 # The threads of processes that share a few cores wait for each other, up to 70 times as long.
 os.environ["OMP_NUM_THREADS"] = "1"

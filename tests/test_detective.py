@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from common import detective
 from common.data.dataset import DataFile, read_split
+from report import detective
 
 
 @pytest.fixture(scope="module")

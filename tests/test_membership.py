@@ -7,10 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from common import membership
 from common.data import dataset
 from dcgan import Discriminator
-from report import evaluation
+from report import evaluation, membership
 
 N = 300
 

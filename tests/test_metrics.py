@@ -11,8 +11,9 @@ import scipy.stats
 import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from common import membership, metrics, spectrum
+from common import metrics, spectrum
 from common.data import dataset
+from report import membership
 
 N = 2300  # half of PneumoniaMNIST
 

@@ -14,10 +14,10 @@ import torch
 from conftest import rewrite, signal_in_step, write_phantoms
 from PIL import Image
 
-from common import membership, metrics, spectrum
+from common import metrics, spectrum
 from common.data import dataset, phantom
 from common.data.labels import NO_FINDING
-from report import sections
+from report import membership, sections
 
 SECTIONS = ["about", "collage", "blind_test", "training", "numbers", "detective"]
 SECTIONS += ["diversity", "copies", "latent_space", "failures"]

@@ -13,9 +13,10 @@ from PIL import Image
 from test_training import assert_same_run
 from torch import nn
 
-from common import checkpoint, detective, hardware, membership, metrics, spectrum
+from common import checkpoint, hardware, metrics, spectrum
 from common.data import dataset, download, phantom
 from dcgan import Discriminator, Generator, initialise, sides
+from report import detective, membership
 
 SIZES = dataset.SIZES
 SIDES = {
