@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import errno
 import io
 import itertools
 import os
@@ -149,8 +148,6 @@ def lock(path, doing="training the run", constant="RUN_NAME"):
             f"another process is {doing} {path}{holder(file)}. Wait for it, stop it, or choose "
             f"another {constant}. If there is none any more, remove {file}"
         ) from None
-    except NotImplementedError:  # filelock before it had the fallback
-        raise refusal(file, "locked", OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))) from None
     except OSError as error:
         raise refusal(file, "locked", error) from None
     if fallback:

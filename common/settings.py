@@ -53,7 +53,10 @@ def override(namespace, arguments=None):
         hint = f"did you mean --{near[0]}?" if near else "--help lists the settings."
         refuse(f"{unknown[0]}: there is no such setting; {hint}")
     for name, (_, comment) in constants.items():
-        allowed, text = legal_values(name, comment), getattr(given, name)
+        found, text = brackets(comment), getattr(given, name)
+        if len(found) > 1:
+            refuse(f"{name} has {len(found)} legal ranges in its comment; leave one of them there")
+        allowed = found[0] if found else None
         value = namespace[name] if text is None else convert(text, namespace[name], allowed)
         namespace[name] = legal(name, value, allowed)
     return {name: namespace[name] for name in constants}
@@ -106,7 +109,7 @@ def assignments(node):
 
 
 def brackets(comment):
-    """Return what the brackets of a comment allow: a list of (low, high) or [value, value, ...]."""
+    """Return what each pair of brackets in a comment allows, (low, high) or [value, value, ...]."""
     found = []
     for text in re.findall(r"\[([^\]]*)\]", comment):
         low, to, high = text.partition(" to ")
@@ -118,17 +121,6 @@ def brackets(comment):
         if len(values) > 1 and (numbers or not to):  # one value alone is a footnote: [1]
             found.append(values)
     return found
-
-
-def legal_values(name, comment):
-    """Return what a comment allows, (low, high) or [value, value, ...], or None. Raises UserError.
-
-    The brackets may stand anywhere in the comment.
-    """
-    found = brackets(comment)
-    if len(found) > 1:
-        refuse(f"{name} has {len(found)} legal ranges in its comment; leave one of them there")
-    return found[0] if found else None
 
 
 def convert(text, default, allowed):
@@ -146,8 +138,10 @@ def convert(text, default, allowed):
 def legal(name, value, allowed):
     """Return the value, a home folder's ~ expanded, if it is legal, else raise UserError."""
     if allowed is None:
-        if isinstance(value, (bool, str)):
-            return legal_string(name, value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return legal_string(name, value)
+        if isinstance(value, bool):
+            return value
         if not isinstance(value, (int, float)):
             refuse(f"{name}={value}: legal is a string, in quotes")
         refuse(

@@ -110,12 +110,9 @@ def load(
     if labels_csv and name in NAMES:
         raise UserError(f"LABELS_CSV={labels_csv}: legal with a folder of images as DATASET")
     if trained_on:
-        with errors.reading(path):
-            missing = not path.exists()
-        if missing:
-            raise UserError(
-                f"{path} does not exist. {trained_on}; give the folder of that file as --DATA_DIR"
-            )
+        if not path.exists():
+            fix = "give the folder of that file as --DATA_DIR"
+            raise UserError(f"{path} does not exist. {trained_on}; {fix}")
     elif name == "phantom":
         files.make_once(path, write_phantom, path, size)
     elif name in NAMES:

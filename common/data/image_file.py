@@ -3,7 +3,6 @@
 A file is what its first bytes say, whatever its suffix.
 """
 
-import importlib.util
 import warnings
 
 import numpy as np
@@ -113,31 +112,23 @@ def is_dicom(path):
     return start[128:] == b"DICM" or (named and not start.startswith(STARTS))
 
 
-def require_pydicom(path):
-    """Raise UserError, with the command that installs it, unless pydicom can be imported.
-
-    path: a file that cannot be read without it.
-    """
-    if not importlib.util.find_spec("pydicom"):
-        raise UserError(
-            f"{path} is a DICOM file, and pydicom, which reads them, is not installed. To "
-            'install it: pip install "pydicom>=3"'
-        )
-
-
 def open_dicom(path):
     """Return (picture, own_range) of the first frame of a DICOM file as a viewer shows it.
 
     Stored values are rescaled (slope and intercept, or the modality LUT), then shown through the
     first VOI LUT or window of the file, or else, unless they are plain bytes, by their own range,
     from the darkest to the brightest; MONOCHROME1, where low is bright, is inverted. Padding is
-    black. Raises as read_image does.
+    black. Raises as read_image does, and UserError if pydicom is missing or too old.
     Source: DICOM PS3.3, C.7.6.3.1.2, C.11.1 and C.11.2.
     """
-    require_pydicom(path)
-    import pydicom
-    from pydicom import pixels as dicom
-
+    try:
+        import pydicom
+        from pydicom import pixels as dicom
+    except ImportError:
+        raise UserError(
+            f"{path} is a DICOM file, and pydicom, which reads them, is not installed. To "
+            'install it: pip install "pydicom>=3"'
+        ) from None
     with warnings.catch_warnings(action="ignore"), np.errstate(over="ignore"):
         header = pydicom.dcmread(path)
         try:

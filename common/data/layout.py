@@ -114,17 +114,15 @@ def leave_out_masks(paths):
 
 def common_folder(folders):
     """Return how many folders lie around all others: those are gone down through."""
-    level = 0
-    while True:
-        tops = {parts[level] if len(parts) > level + 1 else None for parts in folders}
-        top = tops.pop()
-        if tops or top is None or split_of(top) == "train":
+    around = []
+    for names in zip(*(parts[:-1] for parts in folders), strict=False):
+        if len({*names}) > 1 or split_of(names[0]) == "train":
             break
-        level += 1
-    if level:
-        around = printable("/".join(folders[0][:level]))
-        print(f"all images lie in {around}/, which is taken as the folder of the images")
-    return level
+        around.append(names[0])
+    if around:
+        top = printable("/".join(around))
+        print(f"all images lie in {top}/, which is taken as the folder of the images")
+    return len(around)
 
 
 def split_of(name):

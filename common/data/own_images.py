@@ -71,7 +71,10 @@ def read_once(text, target, size, labels_csv=""):
     if target.exists() and target.samefile(source):  # it is to be used as it is
         return
     listing, passed_over = list_images(source)
-    content = [listing, hashlib.sha256(read_bytes(labels)).hexdigest()] if labels else listing
+    content = listing
+    if labels:
+        with errors.reading(labels):
+            content = [listing, hashlib.sha256(labels.read_bytes()).hexdigest()]
     made_from = [digest(VERSION, content), digest(str(source))]
     if is_made_from(target, made_from, source):
         return
@@ -90,12 +93,12 @@ def read_once(text, target, size, labels_csv=""):
             np.savez_compressed(file, **arrays, made_from=np.array(made_from))
             file.flush()
             if target.exists() and checksums(target) != checksums(file.name):
-                keep(target)  # a run may have been trained on it
-
-
-def read_bytes(path):
-    with errors.reading(path):
-        return path.read_bytes()
+                (old,) = files.old_names(target)
+                target.rename(old)
+                print(
+                    f"the images have changed: what {target} held is now {old}. To go on with a "
+                    f"run that was trained on it, rename it back and give --DATASET={target}"
+                )
 
 
 def checksums(path):
@@ -106,16 +109,6 @@ def checksums(path):
     except zipfile.BadZipFile:
         return None
     return {member.filename: member.CRC for member in members if "made_from" not in member.filename}
-
-
-def keep(target):
-    """Rename the file of images that have changed since, to the first free NAME_28-old-1.npz."""
-    (old,) = files.old_names(target)
-    target.rename(old)
-    print(
-        f"the images have changed: what {target} held is now {old}. To go on with a run that was "
-        f"trained on it, rename it back and give --DATASET={target}"
-    )
 
 
 def digest(*parts):
