@@ -40,8 +40,7 @@ def save(path, content):
     """Write a dict of tensors and plain values to path atomically. Raises UserError."""
     memory = io.BytesIO()  # torch.save hides the cause of a failed write, a plain write tells it
     torch.save(content, memory)
-    with files.atomic_write(path) as file:
-        file.write(memory.getbuffer())
+    files.write(path, memory.getbuffer())
 
 
 def load(path, layout):

@@ -154,16 +154,14 @@ def lock(path, doing="training the run", constant="RUN_NAME"):
         print(f"the file system of {parent} has no locks: the file {file} has to do for one")
     else:
         with contextlib.suppress(OSError):
-            file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")  # as filelock writes it
     return held
 
 
 def holder(file):
     """Return in words which process holds a lock file, as " (process 7 on host)", or ""."""
     try:
-        words = printable(" ".join(file.read_text(errors="replace").split())[:80])
-    except OSError:
+        process, host, *_ = file.read_text(errors="replace").split()
+    except (OSError, ValueError):  # not readable; empty
         return ""
-    if words[:1].isdigit():  # filelock's own: process and host
-        words = "process " + " on ".join(words.split()[:2])
-    return f" ({words})" if words else ""
+    return printable(f" (process {process[:20]} on {host[:80]})")

@@ -5,6 +5,7 @@ import difflib
 import functools
 import hashlib
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def check_name(name, size=28):
     if name in NAMES:
         return name
     known = f"Known are {', '.join(NAMES)}."
-    if own_images.is_path(name):
+    if "/" in name or os.sep in name or os.path.exists(name):
         short = own_images.short_name(name, size, known)
         return f"own-{short}" if short.lower() in NAMES else short
     near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
@@ -107,7 +108,7 @@ def load(
     given, name = name, name if trained_on else check_name(name, size)
     data = DataFile(name, folder, size)
     path = data.path
-    if labels_csv and name in NAMES:
+    if labels_csv and (name in NAMES or not own_images.locate(given).is_dir()):
         raise UserError(f"LABELS_CSV={labels_csv}: legal with a folder of images as DATASET")
     if trained_on:
         if not path.exists():

@@ -30,11 +30,6 @@ ROWS = 256  # images of an .npz in memory at a time
 VERSION = 2  # of the reading; a higher one has all images read again
 
 
-def is_path(text):
-    """Whether a DATASET that is no name of a data set can be meant as a path."""
-    return "/" in text or os.sep in text or os.path.exists(text)
-
-
 def locate(text):
     """Return an absolute Path for a path as a user writes it."""
     return Path(os.path.abspath(os.path.expanduser(text)))
@@ -66,8 +61,6 @@ def read_once(text, target, size, labels_csv=""):
     UserError if no image can be read, or if the file target is there and was made of others.
     """
     source, labels = locate(text), locate(labels_csv) if labels_csv else None
-    if labels and not source.is_dir():
-        raise UserError(f"LABELS_CSV={labels_csv}: legal with a folder of images as DATASET")
     if target.exists() and target.samefile(source):  # it is to be used as it is
         return
     listing, passed_over = list_images(source)
