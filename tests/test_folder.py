@@ -706,4 +706,4 @@ def test_a_run_on_medmnist_takes_its_names_from_medmnist(train):
     content["info"]["label"]["0"] = "something else"
     rewrite(path, content)
     saved = checkpoint.load(path, checkpoint.CHECKPOINT)
-    assert label_names(saved["info"]) == label_names("phantom")
+    assert label_names(saved["info"]) == label_names(dataset.INFO["phantom"])

@@ -33,17 +33,9 @@ OFFICIAL = "the official file (MD5 agrees)"
 OWN = "your own images"
 
 
-def about(data):
-    """Return what is known of a data set, a table as in medmnist.INFO.
-
-    data: its name, or such a table already, as find_info returns for your own images.
-    """
-    return INFO[data] if isinstance(data, str) else data
-
-
-def title(data):
-    """Return the name of a data set as logs and pictures show it."""
-    return about(data)["python_class"]
+def title(info):
+    """Return the name of a data set as logs and pictures show it. info: as find_info returns."""
+    return info["python_class"]
 
 
 def sized(name, size):
