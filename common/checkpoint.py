@@ -52,11 +52,7 @@ def load(path, layout):
     """
     path = Path(path)
     with errors.reading(path, "python train_model.py writes checkpoints."):
-        with path.open("rb") as file:
-            if file.read(2) != b"PK":  # of a zip file; before all of a large one is read
-                refuse(path, "is not a readable checkpoint")
-            file.seek(0)
-            data = file.read()
+        data = path.read_bytes()
         content = unpack(path, data)
         with refusing(path):
             check(layout, content)

@@ -28,7 +28,7 @@ def read_image(path, size):
     are of another range than 0 to 255 and were scaled by that of the file. Raises Unusable if it is
     too small or cannot be decoded here, and many kinds of exceptions if it is damaged.
     """
-    image, own_range = open_dicom(path) if is_dicom(path) else open_image(path)
+    image, own_range = (reader(path) or open_image)(path)
     pixels = square(image, size)
     if pixels.ndim == 3 and np.ptp(pixels, axis=-1).max() <= COLOURLESS:
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))
@@ -90,26 +90,23 @@ def to_greys(values, black, white):
     return Image.fromarray(greys.astype(np.float32))
 
 
-# --- DICOM ---
-
-
 def is_image(path):
     """Whether a file is of a kind that read_image reads, by its suffix or its first bytes."""
-    if str(path).lower().endswith(SUFFIXES):
-        return True
-    start = first_bytes(path)
-    return start.startswith(STARTS) or start[128:] == b"DICM"
+    return str(path).lower().endswith(SUFFIXES) or reader(path) is not None
 
 
-def first_bytes(path):
+def reader(path):
+    """Return open_dicom or open_image, by the first bytes of a file or its suffix, or None."""
     with open(path, "rb") as file:
-        return file.read(132)
+        start = file.read(132)
+    if start[128:] == b"DICM":
+        return open_dicom
+    if start.startswith(STARTS):
+        return open_image
+    return open_dicom if str(path).lower().endswith((".dcm", ".dicom")) else None
 
 
-def is_dicom(path):
-    start = first_bytes(path)
-    named = str(path).lower().endswith((".dcm", ".dicom"))
-    return start[128:] == b"DICM" or (named and not start.startswith(STARTS))
+# --- DICOM ---
 
 
 def open_dicom(path):
