@@ -87,7 +87,7 @@ def read_once(text, target, size, labels_csv=""):
             file.flush()
             if target.exists() and checksums(target) != checksums(file.name):
                 (old,) = files.old_names(target)
-                target.rename(old)
+                target.rename(old)  # a run may have been trained on it
                 print(
                     f"the images have changed: what {target} held is now {old}. To go on with a "
                     f"run that was trained on it, rename it back and give --DATASET={target}"
@@ -132,7 +132,7 @@ def describe(path, name):
     Labels without names are called 0, 1, ... Raises UserError if the file is damaged, or its
     label_names are none.
     """
-    with npz_file.opened(path, "Move it away.") as archive:
+    with npz_file.opened(path, "Move it away, or make it as docs/FILES.md says.") as archive:
         labels = npz_file.read_array(archive, "train_labels", np.int64)
         names = read_names(archive, labels)
     names = names or [str(number) for number in range(min(n_labels(labels), MAX_LABELS))]
