@@ -139,15 +139,14 @@ def lock(path, doing="training the run", constant="RUN_NAME"):
             try:
                 held = FileLock(file).acquire(timeout=0)
             except Timeout:
+                told = f"another process is {doing} {path}{holder(file)}"
                 if constant:
-                    raise
-                print(f"another process is {doing} {path}{holder(file)}; waiting for it ...")
+                    raise UserError(
+                        f"{told}. Wait for it, stop it, or choose another {constant}. If there is "
+                        f"none any more, remove {file}"
+                    ) from None
+                print(f"{told}; waiting for it ...")
                 held = FileLock(file).acquire(poll_interval=0.5)  # seconds
-    except Timeout:
-        raise UserError(
-            f"another process is {doing} {path}{holder(file)}. Wait for it, stop it, or choose "
-            f"another {constant}. If there is none any more, remove {file}"
-        ) from None
     except OSError as error:
         raise refusal(file, "locked", error) from None
     if fallback:
