@@ -280,8 +280,8 @@ def save_snapshot(run, progress, model, folder):
     """Write the averaged generator of the epoch that just ended. Raises UserError."""
     content = {"format": schema.FORMAT, "epoch": progress.epoch} | vars(run)
     content["generator_ema"] = model.generator_ema.state_dict()
-    content = {key: content[key] for key in SNAPSHOT.fields}
-    save(folder / f"generator_epoch_{progress.epoch:04d}.pt", content)
+    path = folder / f"generator_epoch_{progress.epoch:04d}.pt"
+    save(path, {key: content[key] for key in SNAPSHOT.fields})
 
 
 def check_finite(progress, model, folder):

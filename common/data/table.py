@@ -134,21 +134,19 @@ def find_files(columns, find):
             for name, cells in columns.items()
         }
         best = max(hits, key=hits.get, default=None)
-        if best is not None and hits[best]:
+        if hits.get(best):
             return best
     return None
 
 
 def find_findings(columns, others):
     """Return the names of the columns that are findings: all values are 1, 0, -1 or nothing."""
-    return [
-        name
-        for name, cells in columns.items()
-        if name not in others
-        and letters(name) not in NO_LABELS
-        and {cell.strip() for cell in cells} <= VALUES.keys()
-        and any(VALUES[cell.strip()] == 1 for cell in cells)
-    ]
+
+    def is_finding(name):
+        values = {VALUES.get(cell.strip()) for cell in columns[name]}
+        return 1 in values and None not in values and letters(name) not in NO_LABELS
+
+    return [name for name in columns if name not in others and is_finding(name)]
 
 
 def offer(folder, paths):
