@@ -86,10 +86,10 @@ def load(
     """Return one split as (images, labels, source).
 
     images: uint8 tensor (N, C, size, size), C is 1 or 3, 0 is black; in memory, or mapped from a
-    file where they would fill more than half of it. labels: integer tensor (N, L);
-    ChestMNIST has L = 14 columns, any number of which can be 1 (all zero: no finding).
+    file where they would fill more than half of it. labels: integer tensor (N, L); ChestMNIST has
+    L = 14 columns, any number of which can be 1 (all zero: no finding). source: the file and where
+    it comes from, in words.
     name: of a data set, or the path of your own images, which are first read into a file in folder.
-    source: the file and where it comes from, in words.
     fraction: seeded random part of the split, in (0, 1].
     labels_csv: a table of the labels of your own images in a folder, or "".
     trained_on: what a run was trained on, in words. Where it is given, name is what check_name
