@@ -75,19 +75,15 @@ def read_constants(namespace):
     """
     with tokenize.open(namespace["__file__"]) as file:  # reads all that Python runs, as with a BOM
         source = file.read()
-    comments, headings = {}, {0: "Settings"}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            if column > 0:
-                comments[row] = token.string.strip("# ")
-            elif token.string.startswith("# ---"):
-                headings[row] = token.string.strip("# -")
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+    headings = {row: text for row, text in comments.items() if text.startswith("# ---")}
+    headings = {0: "Settings"} | headings
     constants = {}
     for node in assignments(ast.parse(source)):
         rows = range(node.lineno, node.end_lineno + 1)
-        comment = next((comments[row] for row in rows if row in comments), "")
-        heading = headings[max(row for row in headings if row < node.lineno)]
+        comment = next((comments[row].strip("# ") for row in rows if row in comments), "")
+        heading = headings[max(row for row in headings if row < node.lineno)].strip("# -")
         for target in getattr(node, "targets", None) or [node.target]:
             for part in ast.walk(target):
                 name = getattr(part, "id", "")

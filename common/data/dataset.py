@@ -76,8 +76,7 @@ def check_name(name, size=28):
 
 def find_info(data):
     """Return what is known of a DataFile that `load` has made, a table as in medmnist.INFO."""
-    known = data.name in NAMES
-    return INFO[data.name] if known else own_images.describe(data.path, data.name)
+    return INFO.get(data.name) or own_images.describe(data.path, data.name)
 
 
 def load(
