@@ -49,7 +49,7 @@ def find_run(models_dir, run_name):
             f"{models_dir} holds no run yet; first run {script.command('train_model.py')}"
         )
     # A copy was saved when what it was copied from was, and is written later.
-    newest = max(checkpoints, key=lambda each: (checkpoint.saved_at(each[1]), -each[0]))[1].parent
+    newest = max((checkpoint.saved_at(path), -time, path) for time, path in checkpoints)[2].parent
     if not NAME.fullmatch(newest.name):
         raise UserError(
             f"{printable(str(newest))} was trained last, and its name is not legal. Rename it to "
