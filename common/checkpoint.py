@@ -67,7 +67,8 @@ def load(path, layout):
 def saved_at(path):
     """Return when a checkpoint was written, in seconds since 1970; 0 if it is not to be read."""
     with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):  # as in unpack
-        return float(torch.load(path, mmap=True, weights_only=True)["saved_at"])
+        if path.is_file():  # a pipe would wait
+            return float(torch.load(path, mmap=True, weights_only=True)["saved_at"])
     return 0.0
 
 
