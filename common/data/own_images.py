@@ -133,6 +133,7 @@ def describe(path, name):
     label_names are none.
     """
     with npz_file.opened(path, "Move it away, or make it as docs/FILES.md says.") as archive:
+        shapes = {split: npz_file.read_header(archive, f"{split}_images")[0] for split in SPLITS}
         labels = npz_file.read_array(archive, "train_labels", np.int64)
         names = read_names(archive, labels)
     names = names or [str(number) for number in range(min(n_labels(labels), MAX_LABELS))]
@@ -140,7 +141,7 @@ def describe(path, name):
         "python_class": name,
         "task": "multi-label, binary-class" if labels.shape[1:] > (1,) else "multi-class",
         "label": {str(number): label for number, label in enumerate(names[:MAX_LABELS])},
-        "n_samples": {"train": len(labels)},
+        "n_samples": {split: shape[0] for split, shape in shapes.items()},
     }
 
 
@@ -157,12 +158,12 @@ def read_names(archive, labels):
     """
     if "label_names.npy" not in archive.namelist():
         return []
-    names = npz_file.read_texts(archive, "label_names")
+    names = [printable(text)[:200] for text in npz_file.read_texts(archive, "label_names")]
     if len({*names, ""}) <= len(names):
         raise npz_file.BadFile("has label_names that are empty or there twice")
     if len(names) < n_labels(labels):
         raise npz_file.BadFile(f"has {len(names)} label_names for {n_labels(labels)} labels")
-    return [printable(name)[:200] for name in names]
+    return names
 
 
 # --- A folder ---
