@@ -107,7 +107,7 @@ def main():
     if FORMAT == "npz" and name not in dataset.NAMES:
         print(f'to load it: numpy.load("{dataset.DataFile(name, out, size).path}")')
     elif FORMAT == "npz" and name != "phantom":
-        title = dataset.title(saved["info"])
+        title = dataset.title(name)
         root = f'root="{out}"' if size == 28 else f'root="{out}", size={size}'
         print(f'to load it: medmnist.{title}(split="train", {root}, download=False)')
         if n != n_whole:

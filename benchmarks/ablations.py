@@ -215,8 +215,8 @@ def print_table(names, rows):
         cells = [format(numbers[key], spec) for key, spec in METRICS.items()]
         print(f"| {name} | {' | '.join(cells)} | |")
     print(
-        f"\n{dataset.title(dataset.INFO[DATASET])}, {EPOCHS} epochs, mean (range) of {SEEDS} "
-        f"seeds; N = {numbers['n']:,}, k = {metrics.K}. {compare.machine(torch.device('cpu'))}.\n\n"
+        f"\n{dataset.title(DATASET)}, {EPOCHS} epochs, mean (range) of {SEEDS} seeds; "
+        f"N = {numbers['n']:,}, k = {metrics.K}. {compare.machine(torch.device('cpu'))}.\n\n"
         f"    python {shlex.join(sys.argv)}"
     )
 

@@ -119,8 +119,7 @@ def main():
         print(f"the earlier results are now called {runs.archive(out)}")
 
     turns = max(1, round(60 * MINUTES / TURN_SECONDS))
-    name_of_data = dataset.title(dataset.INFO[DATASET])
-    print(f"{name_of_data} from {source}")
+    print(f"{dataset.title(DATASET)} from {source}")
     print(machine(device))
     print(f"{turns} turns of {TURN_SECONDS:g} s for each of {', '.join(names)}")
     rows, about = take_turns(names, turns, n, out, device)
@@ -153,7 +152,7 @@ def main():
 
     text = "\n".join(table(rows, about, baselines))
     text += (
-        f"\n\n{name_of_data}, {len(images):,} training images. The same training time "
+        f"\n\n{dataset.title(DATASET)}, {len(images):,} training images. The same training time "
         f"for each, in turns of {TURN_SECONDS:g} s. Speed and its ratio: median (range) of the "
         f"turns. Quality: after the last turn, N = {n:,}, k = {metrics.K}, seed {SEED}. Memorised: "
         f"share as near to a training image as the nearest 1 % of {len(held_out):,} held-out "
@@ -164,7 +163,7 @@ def main():
     with files.atomic_write(out / "compare.md") as file:
         file.write(text.encode())
     write_csv(out / "compare.csv", rows)
-    draw(out, rows, baselines["other real images"], last, name_of_data)
+    draw(out, rows, baselines["other real images"], last, dataset.title(DATASET))
 
 
 def take_turns(names, turns, n, out, device):

@@ -191,7 +191,7 @@ def test_findings_and_colours_go_through_medmnists_class(run, tmp_path, monkeypa
     training = [f"--DATASET={name}", "--CONDITIONAL=True", "--METRIC_IMAGES=0", "--EPOCHS=1"]
     run("train_model.py", *training)
     assert run("generate_images.py", "--N_IMAGES=600").status == 0
-    python_class = getattr(medmnist, dataset.title(dataset.INFO[name]))
+    python_class = getattr(medmnist, dataset.title(name))
     loaded = python_class(split="train", root=f"images/{name}/export", download=False)
     assert loaded.imgs.shape == (600, 28, 28, *channels) and loaded.labels.shape == (600, columns)
     assert loaded.labels.max() == 1 and loaded[0][1].shape == (columns,)

@@ -33,9 +33,9 @@ OFFICIAL = "the official file (MD5 agrees)"
 OWN = "your own images"
 
 
-def title(info):
-    """Return the name of a data set as logs and pictures show it. info: as find_info returns."""
-    return info["python_class"]
+def title(data):
+    """Return what logs and pictures call a data set. data: its name, or what find_info returns."""
+    return (INFO[data] if isinstance(data, str) else data)["python_class"]
 
 
 def sized(name, size):
