@@ -40,8 +40,7 @@ def save(path, content):
     """Write a dict of tensors and plain values to path atomically. Raises UserError."""
     memory = io.BytesIO()  # torch.save hides the cause of a failed write, a plain write tells it
     torch.save(content, memory)
-    with files.atomic_write(path) as file:
-        file.write(memory.getbuffer())
+    files.write(path, memory.getbuffer())
 
 
 def load(path, layout):
@@ -53,11 +52,7 @@ def load(path, layout):
     """
     path = Path(path)
     with errors.reading(path, "python train_model.py writes checkpoints."):
-        with path.open("rb") as file:
-            if file.read(2) != b"PK":  # of a zip file; before all of a large one is read
-                refuse(path, "is not a readable checkpoint")
-            file.seek(0)
-            data = file.read()
+        data = path.read_bytes()
         content = unpack(path, data)
         with refusing(path):
             check(layout, content)
@@ -72,7 +67,8 @@ def load(path, layout):
 def saved_at(path):
     """Return when a checkpoint was written, in seconds since 1970; 0 if it is not to be read."""
     with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):  # as in unpack
-        return float(torch.load(path, mmap=True, weights_only=True)["saved_at"])
+        if path.is_file():  # a pipe would wait
+            return float(torch.load(path, mmap=True, weights_only=True)["saved_at"])
     return 0.0
 
 
@@ -210,27 +206,24 @@ def load_optimizer_state(optimizer, saved, stepped, name):
     step = type(probe).step
     # Without the hooks that others have set on the steps of optimisers.
     (step.__wrapped__ if getattr(step, "hooked", False) else step)(probe)
-    states = {}
-    for number, made in probe.state_dict()["state"].items() if stepped else ():
+    states = probe.state_dict()["state"] if stepped else optimizer.state_dict()["state"]
+    for number, state in [*states.items()] if stepped else ():
         old = saved["state"].get(number, {})
-        if made and "unused" not in old:
-            states[number] = {
-                key: refill(value, old.get(key), f"{name} state {number} {key}", "exp_avg" in made)
-                for key, value in made.items()
-            }
-    states = states if stepped else optimizer.state_dict()["state"]
+        if "unused" in old:
+            del states[number]
+            continue
+        for key, value in state.items():
+            part, found = f"{name} state {number} {key}", old.get(key)
+            require(type(found) is type(value), part, f"is {describe(found)}")
+            if isinstance(value, torch.Tensor):
+                compare({part: value}, {part: found})
+                value.copy_(found)
+            else:
+                state[key] = found
+        steps = state.get("step", 1)  # Adam would divide by 0 if it had moments but made no step
+        legal = steps % 1 == 0 and steps >= ("exp_avg" in state)
+        require(legal, f"{name} state {number} step", "is not a number of steps")
     optimizer.load_state_dict({"state": states, "param_groups": groups})
-
-
-def refill(value, saved, name, has_moments):
-    """Return a part of an optimiser's state with the saved values in it. Raises Invalid."""
-    require(type(saved) is type(value), name, f"is {describe(saved)}")
-    if not isinstance(value, torch.Tensor):
-        return saved
-    compare({name: value}, {name: saved})
-    if name.endswith(" step"):  # Adam would divide by 0 if it had moments but made no step
-        require(saved % 1 == 0 and saved >= has_moments, name, "is not a number of steps")
-    return value.copy_(saved)
 
 
 def load_for_resume(folder, constants, may_change, generator, discriminator):
@@ -241,9 +234,7 @@ def load_for_resume(folder, constants, may_change, generator, discriminator):
     class does not fit the weights, or the checkpoint cannot be read.
     """
     path = folder / "checkpoint.pt"
-    with errors.reading(path):
-        found = path.exists()
-    if not found:
+    if not path.exists():
         if any(not file.name.startswith(".") for file in folder.glob("*")):
             raise UserError(
                 f"{folder} holds files but no checkpoint.pt to resume. Choose another "
@@ -289,8 +280,8 @@ def save_snapshot(run, progress, model, folder):
     """Write the averaged generator of the epoch that just ended. Raises UserError."""
     content = {"format": schema.FORMAT, "epoch": progress.epoch} | vars(run)
     content["generator_ema"] = model.generator_ema.state_dict()
-    content = {key: content[key] for key in SNAPSHOT.fields}
-    save(folder / f"generator_epoch_{progress.epoch:04d}.pt", content)
+    path = folder / f"generator_epoch_{progress.epoch:04d}.pt"
+    save(path, {key: content[key] for key in SNAPSHOT.fields})
 
 
 def check_finite(progress, model, folder):
@@ -312,15 +303,14 @@ def resume(saved, run, progress, model, path):
     """
     folder = path.parent
     if saved["data_sha256"] != run.data_sha256:
-        name, folder, size = (run.settings[key] for key in ("DATASET", "DATA_DIR", "SIZE"))
-        data = dataset.DataFile(name, folder, size).path
-        old = "the old file" if name in dataset.NAMES else "the old images"
+        data = dataset.DataFile(*(run.settings[key] for key in ("DATASET", "DATA_DIR", "SIZE")))
+        old = "the old file" if data.name in dataset.NAMES else "the old images"
         raise UserError(
-            f"{data} does not hold the images and labels that {folder} "
+            f"{data.path} does not hold the images and labels that {folder} "
             f"was trained on. Put {old} back, or choose another RUN_NAME."
         )
     old, new = saved["recipe"], run.recipe
-    for name in [*old, *new]:
+    for name in old | new:
         # Versions of torch know different options; a function or a class that is gone is a change.
         known = name in old and name in new or " " not in name
         if known and old.get(name) != new.get(name):

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import errno
 import io
 import itertools
 import os
@@ -140,33 +139,28 @@ def lock(path, doing="training the run", constant="RUN_NAME"):
             try:
                 held = FileLock(file).acquire(timeout=0)
             except Timeout:
+                told = f"another process is {doing} {path}{holder(file)}"
                 if constant:
-                    raise
-                print(f"another process is {doing} {path}{holder(file)}; waiting for it ...")
+                    raise UserError(
+                        f"{told}. Wait for it, stop it, or choose another {constant}. If there is "
+                        f"none any more, remove {file}"
+                    ) from None
+                print(f"{told}; waiting for it ...")
                 held = FileLock(file).acquire(poll_interval=0.5)  # seconds
-    except Timeout:
-        raise UserError(
-            f"another process is {doing} {path}{holder(file)}. Wait for it, stop it, or choose "
-            f"another {constant}. If there is none any more, remove {file}"
-        ) from None
-    except NotImplementedError:  # filelock before it had the fallback
-        raise refusal(file, "locked", OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))) from None
     except OSError as error:
         raise refusal(file, "locked", error) from None
     if fallback:
         print(f"the file system of {parent} has no locks: the file {file} has to do for one")
     else:
         with contextlib.suppress(OSError):
-            file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")  # as filelock writes it
     return held
 
 
 def holder(file):
     """Return in words which process holds a lock file, as " (process 7 on host)", or ""."""
     try:
-        words = printable(" ".join(file.read_text(errors="replace").split())[:80])
-    except OSError:
+        process, host, *_ = file.read_text(errors="replace").split()
+    except (OSError, ValueError):  # not readable; empty
         return ""
-    if words[:1].isdigit():  # filelock's own: process and host
-        words = "process " + " on ".join(words.split()[:2])
-    return f" ({words})" if words else ""
+    return printable(f" (process {process[:20]} on {host[:80]})")

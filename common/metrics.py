@@ -200,11 +200,11 @@ def gaussian_reference(images, n, seed=0):
         noise = (noise + 1 / len(chosen)).to(images.device)
         parts = zip(noise.split(256, dim=1), chosen.split(256), strict=True)
         pixels = sum(z @ images[some].flatten(1).double() for z, some in parts)
-        return pixels.round().clamp(0, 255).to(torch.uint8).view(n, *images.shape[1:])
-    mean, covariance = pixel_moments(images)
-    variances, axes = torch.linalg.eigh(covariance)
-    noise = torch.randn(n, len(mean), generator=generator, dtype=torch.double).to(mean.device)
-    pixels = mean + noise * variances.clamp(min=0).sqrt() @ axes.T
+    else:
+        mean, covariance = pixel_moments(images)
+        variances, axes = torch.linalg.eigh(covariance)
+        noise = torch.randn(n, len(mean), generator=generator, dtype=torch.double).to(mean.device)
+        pixels = mean + noise * variances.clamp(min=0).sqrt() @ axes.T
     return pixels.round().clamp(0, 255).to(torch.uint8).view(n, *images.shape[1:])
 
 

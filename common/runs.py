@@ -48,9 +48,8 @@ def find_run(models_dir, run_name):
         raise UserError(
             f"{models_dir} holds no run yet; first run {script.command('train_model.py')}"
         )
-    if len(checkpoints) > 1:  # a copy is as old as what it was copied from, and comes after it
-        checkpoints = [((checkpoint.saved_at(path), -time), path) for time, path in checkpoints]
-    newest = max(checkpoints)[1].parent
+    # A copy was saved when what it was copied from was, and is written later.
+    newest = max((checkpoint.saved_at(path), -time, path) for time, path in checkpoints)[2].parent
     if not NAME.fullmatch(newest.name):
         raise UserError(
             f"{printable(str(newest))} was trained last, and its name is not legal. Rename it to "
@@ -144,8 +143,5 @@ def archive(*folders):
             try:
                 folder.rename(name)
             except OSError as error:
-                raise UserError(
-                    f"{folder} cannot be renamed: {error.strerror or error}. "
-                    "Rename it by hand, or choose another RUN_NAME."
-                ) from None
+                raise errors.refusal(folder, "renamed", error) from None
     return names[0].name

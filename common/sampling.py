@@ -24,18 +24,16 @@ def draw(generator, latents, labels=None):
     """
     inputs = [latents] if labels is None else [latents, labels]
     at_once = chunk(getattr(generator, "size", 28))
-    batches = zip(*(tensor.split(at_once) for tensor in inputs), strict=True)
-    return torch.cat([to_pixels(check_drawn(generator(*batch))) for batch in batches])
-
-
-def check_drawn(images):
-    """Return images in [-1, 1] as they are. Raises UserError if one is not finite."""
-    if not images.isfinite().all():
-        raise UserError(
-            "the generator draws images of nan: its weights are too large. Take another EPOCH, "
-            "or train anew with a lower LEARNING_RATE"
-        )
-    return images
+    drawn = []
+    for batch in zip(*(tensor.split(at_once) for tensor in inputs), strict=True):
+        images = generator(*batch)
+        if not images.isfinite().all():
+            raise UserError(
+                "the generator draws images of nan: its weights are too large. Take another EPOCH, "
+                "or train anew with a lower LEARNING_RATE"
+            )
+        drawn.append(to_pixels(images))
+    return torch.cat(drawn)
 
 
 def sample(generator, label_counts, n, seed, dtype="float32"):

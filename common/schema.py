@@ -151,11 +151,7 @@ def relations(saved):
     if label_counts:
         yield COUNTED.keys() <= label_counts.keys(), "label_counts", "has no rows or no counts"
         rows, counts = label_counts["rows"], label_counts["counts"]
-        yield (
-            rows.shape[1] == len(names),
-            "label_counts rows",
-            f"are not those of {name}",
-        )
+        yield rows.shape[1] == len(names), "label_counts rows", f"are not those of {name}"
         fits = 0 < len(rows) == len(counts) == len(rows.unique(dim=0))
         yield fits, "label_counts", "does not have one count for each different row"
     shared = {"channels": saved["channels"], "labels": len(names) if label_counts else 0}

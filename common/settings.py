@@ -53,7 +53,10 @@ def override(namespace, arguments=None):
         hint = f"did you mean --{near[0]}?" if near else "--help lists the settings."
         refuse(f"{unknown[0]}: there is no such setting; {hint}")
     for name, (_, comment) in constants.items():
-        allowed, text = legal_values(name, comment), getattr(given, name)
+        found, text = brackets(comment), getattr(given, name)
+        if len(found) > 1:
+            refuse(f"{name} has {len(found)} legal ranges in its comment; leave one of them there")
+        allowed = found[0] if found else None
         value = namespace[name] if text is None else convert(text, namespace[name], allowed)
         namespace[name] = legal(name, value, allowed)
     return {name: namespace[name] for name in constants}
@@ -72,19 +75,15 @@ def read_constants(namespace):
     """
     with tokenize.open(namespace["__file__"]) as file:  # reads all that Python runs, as with a BOM
         source = file.read()
-    comments, headings = {}, {0: "Settings"}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            if column > 0:
-                comments[row] = token.string.strip("# ")
-            elif token.string.startswith("# ---"):
-                headings[row] = token.string.strip("# -")
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+    headings = {row: text for row, text in comments.items() if text.startswith("# ---")}
+    headings = {0: "Settings"} | headings
     constants = {}
     for node in assignments(ast.parse(source)):
         rows = range(node.lineno, node.end_lineno + 1)
-        comment = next((comments[row] for row in rows if row in comments), "")
-        heading = headings[max(row for row in headings if row < node.lineno)]
+        comment = next((comments[row].strip("# ") for row in rows if row in comments), "")
+        heading = headings[max(row for row in headings if row < node.lineno)].strip("# -")
         for target in getattr(node, "targets", None) or [node.target]:
             for part in ast.walk(target):
                 name = getattr(part, "id", "")
@@ -106,7 +105,7 @@ def assignments(node):
 
 
 def brackets(comment):
-    """Return what the brackets of a comment allow: a list of (low, high) or [value, value, ...]."""
+    """Return what each pair of brackets in a comment allows, (low, high) or [value, value, ...]."""
     found = []
     for text in re.findall(r"\[([^\]]*)\]", comment):
         low, to, high = text.partition(" to ")
@@ -118,17 +117,6 @@ def brackets(comment):
         if len(values) > 1 and (numbers or not to):  # one value alone is a footnote: [1]
             found.append(values)
     return found
-
-
-def legal_values(name, comment):
-    """Return what a comment allows, (low, high) or [value, value, ...], or None. Raises UserError.
-
-    The brackets may stand anywhere in the comment.
-    """
-    found = brackets(comment)
-    if len(found) > 1:
-        refuse(f"{name} has {len(found)} legal ranges in its comment; leave one of them there")
-    return found[0] if found else None
 
 
 def convert(text, default, allowed):
@@ -146,8 +134,10 @@ def convert(text, default, allowed):
 def legal(name, value, allowed):
     """Return the value, a home folder's ~ expanded, if it is legal, else raise UserError."""
     if allowed is None:
-        if isinstance(value, (bool, str)):
-            return legal_string(name, value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return legal_string(name, value)
+        if isinstance(value, bool):
+            return value
         if not isinstance(value, (int, float)):
             refuse(f"{name}={value}: legal is a string, in quotes")
         refuse(

@@ -46,8 +46,7 @@ def amplitude_spectrum(images):
     side = images.shape[-1]
     down, across = frequencies(side)
     radius = (side * down.hypot(across)).round().long().flatten().to(images.device)
-    sums = torch.zeros(int(radius.max()) + 1, dtype=torch.double, device=images.device)
-    sums.index_add_(0, radius, power_spectrum(images).flatten())
+    sums = radius.bincount(power_spectrum(images).flatten())
     return (sums / radius.bincount()).sqrt()
 
 

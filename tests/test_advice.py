@@ -83,6 +83,13 @@ def test_a_copy_of_a_run_is_not_the_one_trained_last(train):
     assert runs.find_run("models", "") == Path("models/new")
 
 
+def test_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for(train):
+    train("--EPOCHS=1", name="ours")
+    Path("models/pipe").mkdir()
+    os.mkfifo("models/pipe/checkpoint.pt")
+    assert runs.find_run("models", "") == Path("models/ours")
+
+
 def test_an_export_names_its_pictures(train, run):
     train("--EPOCHS=1")
     text = run("generate_images.py", "--FORMAT=png", "--N_IMAGES=12").text

@@ -59,7 +59,7 @@ def fingerprint(conditional):
     images, labels, _ = dataset.load("pneumoniamnist")
     assert images.is_contiguous() and images.dtype == torch.uint8
     assert labels.is_contiguous() and labels.dtype == torch.int64
-    vectors = encode_labels("pneumoniamnist", labels) if conditional else None
+    vectors = encode_labels(dataset.INFO["pneumoniamnist"], labels) if conditional else None
     return dataset.sha256(images, vectors)
 
 
@@ -123,7 +123,7 @@ def test_several_findings_in_fortran_order_are_learned():
         np.savez("data/chestmnist.npz", **(arrays() | labels))
         loaded = dataset.load("chestmnist")[1]
         assert np.array_equal(loaded, findings)
-        dataset.sha256(torch.zeros(1), encode_labels("chestmnist", loaded))
+        dataset.sha256(torch.zeros(1), encode_labels(dataset.INFO["chestmnist"], loaded))
 
 
 # Messages say what is wrong, and are not computed from it

@@ -17,7 +17,7 @@ import torch
 from conftest import REPO, rewrite
 
 from common import errors, settings
-from common.data import dataset, download, phantom
+from common.data import dataset, download, npz_file, phantom
 
 CHECKPOINT = Path("models/phantom/checkpoint.pt")
 SNAPSHOT = Path("models/phantom/generator_epoch_0001.pt")
@@ -122,10 +122,10 @@ BAD_DATA = {
     "objects as labels": (npz(train_labels=np.array([Trap()] * 8)), "cannot be read"),
     "float images": (npz(train_images=np.zeros((8, 28, 28))), "float64, not uint8"),
     "32x32 images": (npz(**images(8, 32, 32)), "(8, 32, 32), not (N, 28, 28)"),
-    "four channels": (npz(**images(8, 28, 28, 4)), "(8, 28, 28, 4), not (N, 28, 28)"),
-    "channels first": (npz(**images(8, 3, 28, 28)), "(8, 3, 28, 28), not (N, 28, 28)"),
-    "volumes": (npz(**images(8, 28, 28, 28)), "(8, 28, 28, 28), not (N, 28, 28)"),
-    "a single number": (npz(**images()), "(), not (N, 28, 28)"),
+    "four channels": (npz(**images(8, 28, 28, 4)), "(8, 28, 28, 4), not (N, S, S)"),
+    "channels first": (npz(**images(8, 3, 28, 28)), "(8, 3, 28, 28), not (N, S, S)"),
+    "volumes": (npz(**images(8, 28, 28, 28)), "(8, 28, 28, 28), not (N, S, S)"),
+    "a single number": (npz(**images()), "(), not (N, S, S)"),
     "seven labels": (npz(train_labels=np.zeros((7, 1), np.uint8)), "8 train_images but 7"),
     "float labels": (npz(train_labels=np.zeros((8, 1))), "train_labels of type float64"),
     "3-D labels": (npz(train_labels=np.zeros((8, 1, 1), np.uint8)), "train_labels"),
@@ -150,7 +150,7 @@ def test_a_bad_data_set_is_refused_by_name(refused, content, cause):
 def write_zip(**members):
     """Write data/breastmnist.npz from raw bytes, where NumPy would not make such a file."""
     with zipfile.ZipFile("data/breastmnist.npz", "w") as file:
-        for key in dataset.KEYS:
+        for key in npz_file.KEYS:
             file.writestr(f"{key}.npy", members.get(key, npy(np.zeros((8, 28, 28), np.uint8))))
 
 
@@ -189,7 +189,7 @@ def test_a_data_set_of_other_keys_is_refused_with_the_missing_ones(refused):
     np.savez("data/breastmnist.npz", images=np.zeros((8, 28, 28), np.uint8))
     message = refused("train_model.py", "--DATASET=breastmnist")
     assert message.startswith("error: data/breastmnist.npz ")
-    assert all(key in message for key in dataset.KEYS)
+    assert all(key in message for key in npz_file.KEYS)
 
 
 def test_a_missing_data_set_that_cannot_be_downloaded_is_refused(refused):

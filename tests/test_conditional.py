@@ -98,13 +98,13 @@ def test_each_image_is_judged_with_its_own_label_and_fakes_have_those_of_real_on
 
 def test_findings_are_several_columns_and_classes_are_one_of_them():
     findings = torch.tensor([[0] * 14, [1] * 14, [0, 1, 1] + [0] * 11])
-    assert torch.equal(encode_labels("chestmnist", findings), findings.float())
-    classes = encode_labels("pneumoniamnist", torch.tensor([[0], [1], [1]]))
+    assert torch.equal(encode_labels(dataset.INFO["chestmnist"], findings), findings.float())
+    classes = encode_labels(dataset.INFO["pneumoniamnist"], torch.tensor([[0], [1], [1]]))
     assert classes.tolist() == [[1, 0], [0, 1], [0, 1]]
-    assert label_names("pneumoniamnist") == ["normal", "pneumonia"]
-    assert label_names("phantom") == ["cardiomegaly", "effusion"]
-    assert len(label_names("chestmnist")) == 14
-    assert encode_labels("bloodmnist", torch.tensor([[7]])).argmax() == 7
+    assert label_names(dataset.INFO["pneumoniamnist"]) == ["normal", "pneumonia"]
+    assert label_names(dataset.INFO["phantom"]) == ["cardiomegaly", "effusion"]
+    assert len(label_names(dataset.INFO["chestmnist"])) == 14
+    assert encode_labels(dataset.INFO["bloodmnist"], torch.tensor([[7]])).argmax() == 7
 
 
 def test_labels_are_drawn_as_they_occur_together():
@@ -118,12 +118,12 @@ def test_each_label_that_was_seen_has_a_vector_of_its_own():
     findings = torch.zeros(10, 14)
     findings[:4, [1, 2]] = 1
     findings[4:6, 2] = 1
-    alone = single_labels("chestmnist", count_labels(findings))
+    alone = single_labels(dataset.INFO["chestmnist"], count_labels(findings))
     assert list(alone) == ["cardiomegaly", "effusion", "no finding"]
     having = {label: has_labels(findings, vector).sum() for label, vector in alone.items()}
     assert having == {"cardiomegaly": 4, "effusion": 6, "no finding": 4}
-    classes = encode_labels("pneumoniamnist", torch.tensor([[0], [1], [1]]))
-    alone = single_labels("pneumoniamnist", count_labels(classes))
+    classes = encode_labels(dataset.INFO["pneumoniamnist"], torch.tensor([[0], [1], [1]]))
+    alone = single_labels(dataset.INFO["pneumoniamnist"], count_labels(classes))
     assert {label: vector.tolist() for label, vector in alone.items()} == {
         "normal": [1, 0],
         "pneumonia": [0, 1],

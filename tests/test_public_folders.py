@@ -8,7 +8,7 @@ import pytest
 from conftest import refusal
 from PIL import Image
 
-from common.data import layout, own_images, table
+from common.data import dataset, layout, own_images, table
 
 
 @pytest.fixture
@@ -305,5 +305,5 @@ def test_the_labels_are_those_of_the_table_and_read_again_when_it_changes(capsys
 
 def test_a_table_goes_with_a_folder_only():
     Path("mine.npz").write_bytes(b"")
-    message = refusal(own_images.read_once, "./mine.npz", Path("data/mine_28.npz"), 28, "a.csv")
+    message = refusal(lambda: dataset.load("./mine.npz", labels_csv="a.csv"))
     assert "LABELS_CSV=a.csv: legal with a folder of images as DATASET" in message

@@ -5,8 +5,8 @@ import difflib
 import functools
 import hashlib
 import math
+import os
 import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -28,23 +28,14 @@ INFO["phantom"] = {
     "n_samples": phantom.SPLITS,
 }
 NAMES = list(INFO)
-KEYS = [f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")]
 SIZES = (28, 64, 128, 224)  # pixels, height and width
 OFFICIAL = "the official file (MD5 agrees)"
 OWN = "your own images"
 
 
-def about(data):
-    """Return what is known of a data set, a table as in medmnist.INFO.
-
-    data: its name, or such a table already, as find_info returns for your own images.
-    """
-    return INFO[data] if isinstance(data, str) else data
-
-
 def title(data):
-    """Return the name of a data set as logs and pictures show it."""
-    return about(data)["python_class"]
+    """Return what logs and pictures call a data set. data: its name, or what find_info returns."""
+    return (INFO[data] if isinstance(data, str) else data)["python_class"]
 
 
 def sized(name, size):
@@ -75,7 +66,7 @@ def check_name(name, size=28):
     if name in NAMES:
         return name
     known = f"Known are {', '.join(NAMES)}."
-    if own_images.is_path(name):
+    if "/" in name or os.sep in name or os.path.exists(name):
         short = own_images.short_name(name, size, known)
         return f"own-{short}" if short.lower() in NAMES else short
     near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
@@ -85,8 +76,7 @@ def check_name(name, size=28):
 
 def find_info(data):
     """Return what is known of a DataFile that `load` has made, a table as in medmnist.INFO."""
-    known = data.name in NAMES
-    return INFO[data.name] if known else own_images.describe(data.path, data.name)
+    return INFO.get(data.name) or own_images.describe(data.path, data.name)
 
 
 def load(
@@ -95,10 +85,10 @@ def load(
     """Return one split as (images, labels, source).
 
     images: uint8 tensor (N, C, size, size), C is 1 or 3, 0 is black; in memory, or mapped from a
-    file where they would fill more than half of it. labels: integer tensor (N, L);
-    ChestMNIST has L = 14 columns, any number of which can be 1 (all zero: no finding).
+    file where they would fill more than half of it. labels: integer tensor (N, L); ChestMNIST has
+    L = 14 columns, any number of which can be 1 (all zero: no finding). source: the file and where
+    it comes from, in words.
     name: of a data set, or the path of your own images, which are first read into a file in folder.
-    source: the file and where it comes from, in words.
     fraction: seeded random part of the split, in (0, 1].
     labels_csv: a table of the labels of your own images in a folder, or "".
     trained_on: what a run was trained on, in words. Where it is given, name is what check_name
@@ -109,15 +99,12 @@ def load(
     given, name = name, name if trained_on else check_name(name, size)
     data = DataFile(name, folder, size)
     path = data.path
-    if labels_csv and name in NAMES:
+    if labels_csv and (name in NAMES or not own_images.locate(given).is_dir()):
         raise UserError(f"LABELS_CSV={labels_csv}: legal with a folder of images as DATASET")
     if trained_on:
-        with errors.reading(path):
-            missing = not path.exists()
-        if missing:
-            raise UserError(
-                f"{path} does not exist. {trained_on}; give the folder of that file as --DATA_DIR"
-            )
+        if not path.exists():
+            fix = "give the folder of that file as --DATA_DIR"
+            raise UserError(f"{path} does not exist. {trained_on}; {fix}")
     elif name == "phantom":
         files.make_once(path, write_phantom, path, size)
     elif name in NAMES:
@@ -196,52 +183,30 @@ def read_split(data, split, may_be_empty=False):
     path and mapped, read-only. Raises UserError, with the cause and the fix, if the file is damaged
     or of another layout or size, or cannot be read now.
     """
-
-    name, size, path = data.name, data.size, data.path
-
-    def refuse(cause, found=size):
-        if found in SIZES and found != size:
-            other = DataFile(name, "", found).path
-            fix = f"Rename it to {other} and give --SIZE={found}, or move it away."
-        elif name == "phantom":
-            fix = "Move it away, and it is drawn again."
-        elif name not in NAMES:
-            fix = "Move it away, and train_model.py reads your images again."
+    name, size, pixels = data.name, data.size, f"{split}_images"
+    if name == "phantom":
+        fix = "Move it away, and it is drawn again."
+    elif name not in NAMES:
+        fix = "Move it away, and train_model.py reads your images again."
+    else:
+        url = INFO[name][sized("url", size)]
+        fix = f"Move it away to download it again, or replace it from {url}"
+    with npz_file.opened(data.path, fix) as archive:
+        shape, _ = npz_file.read_layout(archive, split)
+        if shape[1] != size:
+            if shape[1] in SIZES:
+                other = DataFile(name, "", shape[1]).path
+                fix = f"Rename it to {other} and give --SIZE={shape[1]}, or move it away."
+            wanted = f"(N, {size}, {size}) or (N, {size}, {size}, 3)"
+            raise UserError(f"{data.path} has {pixels} of shape {shape}, not {wanted}. {fix}")
+        if shape[0] == 0 and not may_be_empty:
+            raise npz_file.BadFile(f"has no {pixels}")
+        large = math.prod(shape) > hardware.free_memory() / 2
+        if large:
+            images = npz_file.map_array(archive, pixels, data.path)
         else:
-            url = INFO[name][sized("url", size)]
-            fix = f"Move it away to download it again, or replace it from {url}"
-        raise UserError(f"{path} {cause}. {fix}")
-
-    pixels, truth = f"{split}_images", f"{split}_labels"
-    try:
-        with errors.reading(path), zipfile.ZipFile(path) as archive:
-            missing = [key for key in KEYS if f"{key}.npy" not in archive.namelist()]
-            if missing:
-                refuse(f"is not in MedMNIST's layout: it lacks {', '.join(missing)}")
-            shape, dtype = npz_file.read_header(archive, pixels)
-            if dtype != np.uint8:
-                refuse(f"has {pixels} of type {str(dtype)[:40]}, not uint8")
-            if shape[1:] not in ((size, size), (size, size, 3)):
-                layouts = f"(N, {size}, {size}) or (N, {size}, {size}, 3)"
-                square = shape[1] if len(shape) > 2 and shape[1:3] == shape[1:2] * 2 else None
-                refuse(f"has {pixels} of shape {shape}, not {layouts}", square)
-            n, large = shape[0], math.prod(shape) > hardware.free_memory() / 2
-            shape, dtype = npz_file.read_header(archive, truth)
-            if dtype.kind not in "iub" or len(shape) not in (1, 2):
-                refuse(f"has {truth} of type {str(dtype)[:40]} and shape {shape}, not (N, L)")
-            if shape[0] != n:
-                refuse(f"has {n} {pixels} but {shape[0]} {truth}")
-            if n == 0 and not may_be_empty:
-                refuse(f"has no {pixels}")
-            if large:
-                images = npz_file.map_array(archive, pixels, path)
-            else:
-                images = torch.from_numpy(npz_file.read_array(archive, pixels, np.uint8))
-            labels = torch.from_numpy(npz_file.read_array(archive, truth, np.int64))
-    except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
-        told = isinstance(error, (zipfile.BadZipFile, npz_file.Damaged))
-        cause = error if told else type(error).__name__
-        refuse(f"cannot be read as an .npz file of plain arrays ({cause})")
+            images = torch.from_numpy(npz_file.read_array(archive, pixels, np.uint8))
+        labels = torch.from_numpy(npz_file.read_array(archive, f"{split}_labels", np.int64))
     images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
     images = images if large else images.contiguous()
     return images, labels if labels.ndim == 2 else labels.unsqueeze(1)

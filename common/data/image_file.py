@@ -3,7 +3,6 @@
 A file is what its first bytes say, whatever its suffix.
 """
 
-import importlib.util
 import warnings
 
 import numpy as np
@@ -29,7 +28,7 @@ def read_image(path, size):
     are of another range than 0 to 255 and were scaled by that of the file. Raises Unusable if it is
     too small or cannot be decoded here, and many kinds of exceptions if it is damaged.
     """
-    image, own_range = open_dicom(path) if is_dicom(path) else open_image(path)
+    image, own_range = (reader(path) or open_image)(path)
     pixels = square(image, size)
     if pixels.ndim == 3 and np.ptp(pixels, axis=-1).max() <= COLOURLESS:
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))
@@ -91,38 +90,23 @@ def to_greys(values, black, white):
     return Image.fromarray(greys.astype(np.float32))
 
 
-# --- DICOM ---
-
-
 def is_image(path):
     """Whether a file is of a kind that read_image reads, by its suffix or its first bytes."""
-    if str(path).lower().endswith(SUFFIXES):
-        return True
-    start = first_bytes(path)
-    return start.startswith(STARTS) or start[128:] == b"DICM"
+    return str(path).lower().endswith(SUFFIXES) or reader(path) is not None
 
 
-def first_bytes(path):
+def reader(path):
+    """Return open_dicom or open_image, by the first bytes of a file or its suffix, or None."""
     with open(path, "rb") as file:
-        return file.read(132)
+        start = file.read(132)
+    if start[128:] == b"DICM":
+        return open_dicom
+    if start.startswith(STARTS):
+        return open_image
+    return open_dicom if str(path).lower().endswith((".dcm", ".dicom")) else None
 
 
-def is_dicom(path):
-    start = first_bytes(path)
-    named = str(path).lower().endswith((".dcm", ".dicom"))
-    return start[128:] == b"DICM" or (named and not start.startswith(STARTS))
-
-
-def require_pydicom(path):
-    """Raise UserError, with the command that installs it, unless pydicom can be imported.
-
-    path: a file that cannot be read without it.
-    """
-    if not importlib.util.find_spec("pydicom"):
-        raise UserError(
-            f"{path} is a DICOM file, and pydicom, which reads them, is not installed. To "
-            'install it: pip install "pydicom>=3"'
-        )
+# --- DICOM ---
 
 
 def open_dicom(path):
@@ -131,13 +115,17 @@ def open_dicom(path):
     Stored values are rescaled (slope and intercept, or the modality LUT), then shown through the
     first VOI LUT or window of the file, or else, unless they are plain bytes, by their own range,
     from the darkest to the brightest; MONOCHROME1, where low is bright, is inverted. Padding is
-    black. Raises as read_image does.
+    black. Raises as read_image does, and UserError if pydicom is missing or too old.
     Source: DICOM PS3.3, C.7.6.3.1.2, C.11.1 and C.11.2.
     """
-    require_pydicom(path)
-    import pydicom
-    from pydicom import pixels as dicom
-
+    try:
+        import pydicom
+        from pydicom import pixels as dicom
+    except ImportError:
+        raise UserError(
+            f"{path} is a DICOM file, and pydicom, which reads them, is not installed. To "
+            'install it: pip install "pydicom>=3"'
+        ) from None
     with warnings.catch_warnings(action="ignore"), np.errstate(over="ignore"):
         header = pydicom.dcmread(path)
         try:

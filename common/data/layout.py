@@ -114,17 +114,15 @@ def leave_out_masks(paths):
 
 def common_folder(folders):
     """Return how many folders lie around all others: those are gone down through."""
-    level = 0
-    while True:
-        tops = {parts[level] if len(parts) > level + 1 else None for parts in folders}
-        top = tops.pop()
-        if tops or top is None or split_of(top) == "train":
+    around = []
+    for names in zip(*(parts[:-1] for parts in folders), strict=False):
+        if len({*names}) > 1 or split_of(names[0]) == "train":
             break
-        level += 1
-    if level:
-        around = printable("/".join(folders[0][:level]))
-        print(f"all images lie in {around}/, which is taken as the folder of the images")
-    return level
+        around.append(names[0])
+    if around:
+        top = printable("/".join(around))
+        print(f"all images lie in {top}/, which is taken as the folder of the images")
+    return len(around)
 
 
 def split_of(name):
@@ -184,9 +182,8 @@ def divide(items):
     seeded 70, 10 and 20 % are those of training, validation and test, the images of a patient
     together.
     """
-    splits = [item.split for item in items]
-    splits = splits if any(splits) else draw_splits([item.patient for item in items])
-    items = [item._replace(split=split) for item, split in zip(items, splits, strict=True)]
+    if not any(item.split for item in items):
+        items = draw_splits(items)
     every = {label for item in items for label in item.labels}
     if len(every) > MAX_LABELS:
         print(f"{len(every):,} labels are too many, {MAX_LABELS} can be learned: read without")
@@ -195,10 +192,8 @@ def divide(items):
     unknown = enumerate_names(sorted(every - learned))
     why = f"have labels of no training image ({unknown})"
     used = {item.path for item in keep(items, lambda item: learned.issuperset(item.labels), why)}
-    parts = {split: [] for split in SPLITS}
-    for place, item in enumerate(items):
-        if item.path in used:
-            parts[item.split].append(place)
+    places = [place for place, item in enumerate(items) if item.path in used]
+    parts = {split: [place for place in places if items[place].split == split] for split in SPLITS}
     tell_shared(items, [item.patient for item in items], parts, "of patients in")
     names, labels = sorted(learned), [item.labels for item in items]
     if all(len(those) == 1 for those in labels):
@@ -210,18 +205,18 @@ def divide(items):
     return parts, names, np.array(numbers, np.uint8).reshape(len(labels), -1)
 
 
-def draw_splits(patients):
-    """Return a split for each image, drawn at random, always in the same way."""
-    groups, n = {}, len(patients)
-    for place, patient in enumerate(patients):
-        groups.setdefault(patient or place, []).append(place)
-    groups, done, splits = [*groups.values()], 0, [""] * n
+def draw_splits(items):
+    """Return items with splits drawn at random, always in the same way."""
+    groups, items = {}, [*items]
+    for place, item in enumerate(items):
+        groups.setdefault(item.patient or place, []).append(place)
+    groups, done = [*groups.values()], 0
     for number in np.random.default_rng(SPLIT_SEED).permutation(len(groups)):
-        split = SPLITS[sum(done >= round(share * n) for share in SHARES)]
+        split = SPLITS[sum(done >= round(share * len(items)) for share in SHARES)]
         for place in groups[number]:
-            splits[place] = split
+            items[place] = items[place]._replace(split=split)
         done += len(groups[number])
-    return splits
+    return items
 
 
 def tell_shared(items, keys, parts, what):

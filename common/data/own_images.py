@@ -30,11 +30,6 @@ ROWS = 256  # images of an .npz in memory at a time
 VERSION = 2  # of the reading; a higher one has all images read again
 
 
-def is_path(text):
-    """Whether a DATASET that is no name of a data set can be meant as a path."""
-    return "/" in text or os.sep in text or os.path.exists(text)
-
-
 def locate(text):
     """Return an absolute Path for a path as a user writes it."""
     return Path(os.path.abspath(os.path.expanduser(text)))
@@ -66,12 +61,13 @@ def read_once(text, target, size, labels_csv=""):
     UserError if no image can be read, or if the file target is there and was made of others.
     """
     source, labels = locate(text), locate(labels_csv) if labels_csv else None
-    if labels and not source.is_dir():
-        raise UserError(f"LABELS_CSV={labels_csv}: legal with a folder of images as DATASET")
     if target.exists() and target.samefile(source):  # it is to be used as it is
         return
     listing, passed_over = list_images(source)
-    content = [listing, hashlib.sha256(read_bytes(labels)).hexdigest()] if labels else listing
+    content = listing
+    if labels:
+        with errors.reading(labels):
+            content = [listing, hashlib.sha256(labels.read_bytes()).hexdigest()]
     made_from = [digest(VERSION, content), digest(str(source))]
     if is_made_from(target, made_from, source):
         return
@@ -90,12 +86,12 @@ def read_once(text, target, size, labels_csv=""):
             np.savez_compressed(file, **arrays, made_from=np.array(made_from))
             file.flush()
             if target.exists() and checksums(target) != checksums(file.name):
-                keep(target)  # a run may have been trained on it
-
-
-def read_bytes(path):
-    with errors.reading(path):
-        return path.read_bytes()
+                (old,) = files.old_names(target)
+                target.rename(old)  # a run may have been trained on it
+                print(
+                    f"the images have changed: what {target} held is now {old}. To go on with a "
+                    f"run that was trained on it, rename it back and give --DATASET={target}"
+                )
 
 
 def checksums(path):
@@ -106,16 +102,6 @@ def checksums(path):
     except zipfile.BadZipFile:
         return None
     return {member.filename: member.CRC for member in members if "made_from" not in member.filename}
-
-
-def keep(target):
-    """Rename the file of images that have changed since, to the first free NAME_28-old-1.npz."""
-    (old,) = files.old_names(target)
-    target.rename(old)
-    print(
-        f"the images have changed: what {target} held is now {old}. To go on with a run that was "
-        f"trained on it, rename it back and give --DATASET={target}"
-    )
 
 
 def digest(*parts):
@@ -130,7 +116,7 @@ def is_made_from(target, made_from, source):
         try:
             with zipfile.ZipFile(target) as archive:
                 old = npz_file.read_texts(archive, "made_from")
-        except (KeyError, ValueError, npz_file.Damaged, zipfile.BadZipFile):
+        except (KeyError, ValueError, zipfile.BadZipFile):
             old = []
     if old[:1] != made_from[:1] and old[1:] != made_from[1:]:
         raise UserError(
@@ -146,27 +132,16 @@ def describe(path, name):
     Labels without names are called 0, 1, ... Raises UserError if the file is damaged, or its
     label_names are none.
     """
-    try:
-        with errors.reading(path), zipfile.ZipFile(path) as archive:
-            counts = {
-                split: npz_file.read_header(archive, f"{split}_images")[0][0] for split in SPLITS
-            }
-            labels = npz_file.read_array(archive, "train_labels", np.int64)
-            if "label_names.npy" in archive.namelist():
-                names = [
-                    printable(text)[:200] for text in npz_file.read_texts(archive, "label_names")
-                ]
-                check_names(path, names, labels)
-            else:
-                names = [str(number) for number in range(min(n_labels(labels), MAX_LABELS))]
-    except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
-        cause = error if isinstance(error, npz_file.Damaged) else type(error).__name__
-        raise UserError(f"{path} cannot be read ({cause}). Move it away.") from None
+    with npz_file.opened(path, "Move it away, or make it as docs/FILES.md says.") as archive:
+        shapes = {split: npz_file.read_header(archive, f"{split}_images")[0] for split in SPLITS}
+        labels = npz_file.read_array(archive, "train_labels", np.int64)
+        names = read_names(archive, labels)
+    names = names or [str(number) for number in range(min(n_labels(labels), MAX_LABELS))]
     return {
         "python_class": name,
         "task": "multi-label, binary-class" if labels.shape[1:] > (1,) else "multi-class",
         "label": {str(number): label for number, label in enumerate(names[:MAX_LABELS])},
-        "n_samples": counts,
+        "n_samples": {split: shape[0] for split, shape in shapes.items()},
     }
 
 
@@ -176,14 +151,19 @@ def n_labels(labels):
     return int(labels.max(initial=0)) + 1 if columns == 1 else columns
 
 
-def check_names(path, names, labels):
-    """Raise UserError unless each label in an array, (N,) or (N, L), has a name of its own."""
-    needed = n_labels(labels)
-    cause = f"{len(names)} label_names for {needed} labels" if len(names) < needed else ""
+def read_names(archive, labels):
+    """Return the label_names in an open .npz file, printable, or [] if it has none.
+
+    Raises BadFile unless each label in an array, (N,) or (N, L), has a name of its own.
+    """
+    if "label_names.npy" not in archive.namelist():
+        return []
+    names = [printable(text)[:200] for text in npz_file.read_texts(archive, "label_names")]
     if len({*names, ""}) <= len(names):
-        cause = "label_names that are empty or there twice"
-    if cause:
-        raise UserError(f"{path} has {cause}. Name each label.")
+        raise npz_file.BadFile("has label_names that are empty or there twice")
+    if len(names) < n_labels(labels):
+        raise npz_file.BadFile(f"has {len(names)} label_names for {n_labels(labels)} labels")
+    return names
 
 
 # --- A folder ---
@@ -297,53 +277,29 @@ def read_npz(path, size):
 
     Raises UserError if the file is damaged or of another layout, or the images are smaller.
     """
-
-    def refuse(cause):
-        raise UserError(f"{path} {cause}. docs/FILES.md says what the file of own images holds.")
-
-    arrays = {}
-    try:
-        with errors.reading(path), zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            keys = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
-            missing = [key for key in keys if f"{key}.npy" not in members]
-            if missing:
-                refuse(f"is not in MedMNIST's layout: it lacks {', '.join(missing)}")
-            for split in SPLITS:
-                pixels, truth = f"{split}_images", f"{split}_labels"
-                (n, *shape), dtype = npz_file.read_header(archive, pixels)
-                square = len(shape) > 1 and shape[0] == shape[1] and shape[2:] in ([], [3])
-                if dtype != np.uint8 or not square:
-                    kind = f"{str(dtype)[:40]} {(n, *shape)}"
-                    refuse(f"has {pixels} of {kind}, not uint8 (N, H, H) or (N, H, H, 3)")
-                if shape[0] < size:
-                    refuse(f"has {pixels} of {shape[0]}x{shape[0]} pixels, fewer than {size}")
-                rows, dtype = npz_file.read_header(archive, truth)
-                if dtype.kind not in "iub" or len(rows) not in (1, 2) or rows[0] != n:
-                    refuse(f"has {truth} of {str(dtype)[:40]} {rows}, not integers ({n}, L)")
-                layout = shape[2:], rows[1:] or (1,)
-                if split == "train":
-                    train_layout = layout
-                    if n == 0:
-                        refuse("has no train_images")
-                elif n > 0 and layout != train_layout:
-                    refuse(f"has {split}_images or {truth} of another layout than in train")
-                arrays[pixels] = small = np.empty((n, size, size, *shape[2:]), np.uint8)
-                with tqdm(total=n, desc=split, unit=" images", disable=None) as bar:
-                    for start, images in npz_file.read_rows(archive, pixels, ROWS):
-                        if shape[0] != size:
-                            images = [
-                                image_file.square(Image.fromarray(image), size) for image in images
-                            ]
-                        small[start : start + len(images)] = images
-                        bar.update(len(images))
-                arrays[truth] = npz_file.read_array(archive, truth, np.int64)
-            if "label_names.npy" in members:
-                names = npz_file.read_texts(archive, "label_names")
-                check_names(path, names, arrays["train_labels"])
-                arrays["label_names"] = np.array(names, np.str_)
-    except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
-        told = isinstance(error, (zipfile.BadZipFile, npz_file.Damaged))
-        cause = error if told else type(error).__name__
-        refuse(f"cannot be read as an .npz file of plain arrays ({cause})")
+    arrays, kinds = {}, {}
+    fix = "docs/FILES.md says what the file of own images holds."
+    with npz_file.opened(path, fix) as archive:
+        for split in SPLITS:
+            pixels, truth = f"{split}_images", f"{split}_labels"
+            (n, side, _, *channels), rows = npz_file.read_layout(archive, split)
+            if side < size:
+                cause = f"has {pixels} of {side}x{side} pixels, fewer than {size}"
+                raise npz_file.BadFile(cause)
+            if n == 0 and split == "train":
+                raise npz_file.BadFile("has no train_images")
+            kinds[split] = channels, rows[1:] or (1,)
+            if n > 0 and kinds[split] != kinds["train"]:
+                cause = f"has {pixels} or {truth} of another layout than in train"
+                raise npz_file.BadFile(cause)
+            arrays[pixels] = small = np.empty((n, size, size, *channels), np.uint8)
+            with tqdm(total=n, desc=split, unit=" images", disable=None) as bar:
+                for start, images in npz_file.read_rows(archive, pixels, ROWS):
+                    if side != size:
+                        images = [image_file.square(Image.fromarray(x), size) for x in images]
+                    small[start : start + len(images)] = images
+                    bar.update(len(images))
+            arrays[truth] = npz_file.read_array(archive, truth, np.int64)
+        if names := read_names(archive, arrays["train_labels"]):
+            arrays["label_names"] = np.array(names, np.str_)
     return arrays

@@ -6,6 +6,7 @@ nothing for each finding), RSNA, ISIC and what looks like them; docs/FILES.md ha
 
 import contextlib
 import csv
+import functools
 import itertools
 import re
 
@@ -31,15 +32,12 @@ def match(path, paths, most=None):
     one image add up. most: rows to read, None for all.
     Raises UserError if the .csv names none of the images, or has no column of labels.
     """
-    header, rows = read(path, most)
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
-    plain = {re.sub("[^a-z]", "", name.lower()): name for name in reversed(header)}
-    find = finder(paths)
-    file = find_files(columns, len(rows), find)
+    columns, find = read(path, most), finder(paths)
+    names = enumerate_names([*columns])
+    file = find_files(columns, find)
     if file is None:
-        raise UserError(
-            f"{path} names no image of the folder in any of its columns, {enumerate_names(header)}"
-        )
+        raise UserError(f"{path} names no image of the folder in any of its columns, {names}")
+    plain = {letters(name): name for name in reversed(columns)}
     patient, single = (
         next((plain[name] for name in known if name in plain), None) for known in (PATIENTS, LABELS)
     )
@@ -47,7 +45,7 @@ def match(path, paths, most=None):
     if not single and not findings:
         raise UserError(
             f"{path} has no column of labels: call it label, or give each label a column of 0 and "
-            f"1. Its columns are {enumerate_names(header)}"
+            f"1. Its columns are {names}"
         )
     table, uncertain = {}, 0
     for place, text in enumerate(columns[file]):
@@ -71,21 +69,24 @@ def match(path, paths, most=None):
 
 
 def read(path, most):
-    """Return the header and at most so many rows of a .csv, all as wide as it."""
+    """Return the columns of a .csv, {name: cells}, of at most so many rows."""
     try:
         with errors.reading(path), open(path, encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             file.seek(0)
             reader = csv.reader(file, delimiter=max(",;\t", key=first.count))
-            header = [name.strip() for name in next(reader, [])]
-            header = [name or f"column {n}" for n, name in enumerate(header, start=1)]
-            width = len(header)
-            rows = [
-                (row + [""] * width)[:width] for row in itertools.islice(reader, most) if any(row)
-            ]
+            header = next(reader, [])
+            rows = [row for row in itertools.islice(reader, most) if any(row)]
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no table: {error}. Save it as .csv, in UTF-8") from None
-    return header, rows
+    columns = itertools.zip_longest(header, *rows, fillvalue="")
+    numbered = enumerate(itertools.islice(columns, len(header)), start=1)
+    return {name.strip() or f"column {n}": cells for n, (name, *cells) in numbered}
+
+
+def letters(name):
+    """Return the header of a column as LABELS, PATIENTS and NO_LABELS have it."""
+    return re.sub("[^a-z]", "", name.lower())
 
 
 def parts_of(text):
@@ -103,16 +104,15 @@ def finder(paths):
 
     The text may lack folders of the path and the suffix, or have folders around it.
     """
-    indices = {}
 
+    @functools.cache
     def index(n):
-        if n not in indices:
-            indices[n] = {}
-            for path in paths:
-                key = parts_of("/".join(path))[-n:]
-                if len(key) == n:
-                    indices[n][key] = None if key in indices[n] else path
-        return indices[n]
+        found = {}
+        for path in paths:
+            key = parts_of("/".join(path))[-n:]
+            if len(key) == n:
+                found[key] = None if key in found else path
+        return found
 
     def find(text):
         parts = parts_of(text)
@@ -125,29 +125,28 @@ def finder(paths):
     return find
 
 
-def find_files(columns, n, find):
-    """Return the name of the column that names most images in n rows, None if none does."""
+def find_files(columns, find):
+    """Return the name of the column that names most images, None if none does."""
+    n = max(map(len, columns.values()), default=0)
     for step in (max(1, n // SAMPLE), 1):
         hits = {
             name: sum(find(text) is not None for text in cells[::step])
             for name, cells in columns.items()
         }
         best = max(hits, key=hits.get, default=None)
-        if best is not None and hits[best]:
+        if hits.get(best):
             return best
     return None
 
 
 def find_findings(columns, others):
     """Return the names of the columns that are findings: all values are 1, 0, -1 or nothing."""
-    return [
-        name
-        for name, cells in columns.items()
-        if name not in others
-        and re.sub("[^a-z]", "", name.lower()) not in NO_LABELS
-        and {cell.strip() for cell in cells} <= VALUES.keys()
-        and any(VALUES[cell.strip()] == 1 for cell in cells)
-    ]
+
+    def is_finding(name):
+        values = {VALUES.get(cell.strip()) for cell in columns[name]}
+        return 1 in values and None not in values and letters(name) not in NO_LABELS
+
+    return [name for name in columns if name not in others and is_finding(name)]
 
 
 def offer(folder, paths):
