@@ -204,7 +204,7 @@ def table(rows, about, baselines):
     heads = ["recipe", "weights G + D", "images/s", "ratio to Keras", "steps"]
     heads += [f"s to coverage {level}" for level in LEVELS]
     heads += ["precision", "recall", "coverage", "Frechet", "fine detail, 28 px", "memorised"]
-    lines = [[*heads, "peak memory, MB"], ["---"] * 13]
+    lines = [[*heads, "peak memory, MB"], ["---"] * (len(heads) + 1)]
     for name, turns in rows.items():
         weights = " + ".join(f"{count:,}" for count in about[name]["weights"])
         speeds, last = [row["images_per_second"] for row in turns], turns[-1]
@@ -221,7 +221,7 @@ def table(rows, about, baselines):
         line += [tools.median_and_range(speeds, ".0f"), ratio]
         line += [f"{last['steps']:,}", *reached, *quality(last), f"{last['peak_memory_mb']:,.0f}"]
         lines.append(line)
-    lines += [[f"*{title}*", *[""] * 5, *quality(row), ""] for title, row in baselines.items()]
+    lines += [[f"*{title}*", *[""] * (4 + len(LEVELS)), *quality(row), ""] for title, row in baselines.items()]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
