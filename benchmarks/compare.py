@@ -221,7 +221,10 @@ def table(rows, about, baselines):
         line += [tools.median_and_range(speeds, ".0f"), ratio]
         line += [f"{last['steps']:,}", *reached, *quality(last), f"{last['peak_memory_mb']:,.0f}"]
         lines.append(line)
-    lines += [[f"*{title}*", *[""] * (4 + len(LEVELS)), *quality(row), ""] for title, row in baselines.items()]
+    lines += [
+        [f"*{title}*", *[""] * (4 + len(LEVELS)), *quality(row), ""]
+        for title, row in baselines.items()
+    ]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
