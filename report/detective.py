@@ -161,15 +161,15 @@ def section(context):
     # Show images of the test set that the CNN of the first row is surest of.
     first, size = rows[0], real.shape[-1]
     examples = fewer(EXAMPLES, size, least=4)
-    doubts = logits(first["network"], first["synthetic"])
-    accused = logits(first["network"], first["real"])
+    of_synthetic = logits(first["network"], first["synthetic"])
+    of_real = logits(first["network"], first["real"])
     pictures = {
-        "surest": ("synthetic", doubts.argsort(descending=True), "that it is surest of"),
-        "best": ("synthetic", doubts.argsort(), "that look most real to it"),
-        "accused": ("real", accused.argsort(descending=True), "that look most synthetic to it"),
+        "surest": ("synthetic", of_synthetic.argsort(descending=True), "that it is surest of"),
+        "best": ("synthetic", of_synthetic.argsort(), "that look most real to it"),
+        "accused": ("real", of_real.argsort(descending=True), "that look most synthetic to it"),
     }
     for key, (kind, order, what) in pictures.items():
-        chosen, values = order[:examples], doubts if kind == "synthetic" else accused
+        chosen, values = order[:examples], of_synthetic if kind == "synthetic" else of_real
         tiles = ((first[kind][chosen] + 1) * 127.5).round().to(torch.uint8)
         cells = [
             (f"{probability:.2f}", plotting.tile(tile[None], 1))

@@ -481,8 +481,8 @@ const studio = {
 
 function startStudio() {
   studio.labels = data.labels && [...randomLabels(data.labels)];
-  makeKnobs();
-  if (data.labels) makeChoices();
+  startKnobs();
+  startChoices();
   find("new").addEventListener("click", newImage);
   find("reset").addEventListener("click", goHome);
   find("walk").addEventListener("click", toggleWalk);
@@ -597,19 +597,13 @@ function draw(i, change) {
 
 // --- The knobs ---
 
-function makeKnobs() {
-  data.directions.forEach((direction, number) => {
-    const row = make("div", "", { class: "knob" });
-    const map = make("canvas", "", { "aria-hidden": "true" });
+function startKnobs() {
+  document.querySelectorAll("#knobs .knob").forEach((row, number) => {
     const values = new Int8Array(bytesOf(data.effects[number]).buffer);
-    paintChange(map, Array.from(values, (value) => value / 127), values.map(() => 90));
-    const id = `knob-${number + 1}`;
-    const label = make("label", number + 1, { for: id });
-    label.prepend(make("span", "Knob ", { class: "hidden" }));
-    const input = make("input", "", { type: "range", id, min: -4, max: 4, step: 0.05 });
+    const change = Array.from(values, (value) => value / 127);
+    paintChange(row.querySelector("canvas"), change, values.map(() => 90));
+    const input = row.querySelector("input");
     input.addEventListener("input", () => turnKnob(number, Number(input.value)));
-    row.append(map, label, input, make("output", "", { for: id }));
-    find("knobs").append(row);
   });
 }
 
@@ -636,22 +630,15 @@ function showKnobs() {
   });
 }
 
-function makeChoices() {
-  const { names, several, rows } = data.labels;
-  names.forEach((name, column) => {
-    if (!rows.some((row) => row[column] > 0)) return; // it was never seen in training
-    const type = several ? "checkbox" : "radio";
-    const input = make("input", "", { type, name: "label" });
-    input.checked = studio.labels[column] > 0;
+function startChoices() {
+  for (const input of document.querySelectorAll("#choices input")) {
+    input.checked = studio.labels[input.value] > 0;
     input.addEventListener("change", () => {
-      if (!several) studio.labels.fill(0);
-      studio.labels[column] = input.checked ? 1 : 0;
+      if (!data.labels.several) studio.labels.fill(0);
+      studio.labels[input.value] = input.checked ? 1 : 0;
       update(true);
     });
-    const label = make("label");
-    label.append(input, ` ${name}`);
-    find("choices").append(label);
-  });
+  }
 }
 
 // --- A walk from latent to latent ---
