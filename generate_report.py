@@ -16,7 +16,7 @@ from common import script
 if __name__ == "__main__":
     script.prepare()  # before torch, which takes seconds
     if hasattr(os, "nice"):  # a training on the same cores keeps most of its speed, not a third
-        os.nice(2)
+        os.nice(3)
 
 from datetime import timedelta
 from types import SimpleNamespace
