@@ -130,7 +130,7 @@ def test_a_run_resumes_within_lookahead_and_gives_other_weights_without_it(run, 
     assert not torch.equal(*weights)
 
 
-@pytest.mark.parametrize(("kept", "taken"), [([0.85], 0), ([0.7, 0.8], 1), ([0.3, 0.4, 0.5], 2)])
+@pytest.mark.parametrize(("kept", "taken"), [([0.85], 0), ([0.6, 0.8], 1), ([0.3, 0.4, 0.5], 2)])
 def test_images_come_from_the_longest_average_that_keeps_detail(
     run, small, monkeypatch, kept, taken
 ):
