@@ -400,7 +400,6 @@ def end_epoch(n, run, progress, model, folder, reference):
     begin = time.monotonic()
     scores = {}
     for number, half_life in enumerate(half_lives()):
-        progress.average = number
         show_average(model, number, run.label_counts)
         if not reference:
             break
@@ -409,6 +408,9 @@ def end_epoch(n, run, progress, model, folder, reference):
         scores["ema_half_life"] = half_life
         if min(scores[band] for band in spectrum.RATIOS) >= 0.7:
             break
+    progress.average = distributed.broadcast(number)  # one process has measured
+    if not distributed.is_first():
+        show_average(model, progress.average, run.label_counts)
     end = time.monotonic()
     progress.maintenance_seconds += end - begin
     progress.history.append(log.row(run, progress, scores))
