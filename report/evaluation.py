@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 
 from common import checkpoint, metrics, sampling, spectrum
 from common.data.labels import has_labels, single_labels
@@ -194,7 +195,8 @@ def draw_metrics(history, table, n, captions):
     lower.set_yscale("log")
     lower.yaxis.set_major_formatter("{x:g}")
     for number, ratio in enumerate(spectrum.RATIOS[: len(spectrum.BANDS)]):
-        plotting.plot(bands, history, ratio, spectrum.band_text(ratio[-2:]), f"C{number}")
+        colour = colormaps["viridis"](number / len(spectrum.BANDS))  # from coarse to fine
+        plotting.plot(bands, history, ratio, spectrum.band_text(ratio[-2:]), colour)
     bands.axhline(1, color="grey", linewidth=0.8, linestyle="--")
     bands.set_ylabel("amplitude of stripes,\nsynthetic / real")
     bands.set_ylim(bottom=0)

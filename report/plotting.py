@@ -252,12 +252,12 @@ def histogram(title, sets, bins, xlabel, ylabel):
 
 
 def legend(axes):
-    """Put the legend in one row above the axes, where it covers no curve."""
+    """Put the legend above the axes, where it covers no curve, three to a row so that it fits."""
     handles = axes.get_legend_handles_labels()[0]
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(-0.02, 0.98),
-        ncols=len(handles),
+        ncols=min(3, len(handles)),
         handlelength=1.5,
         columnspacing=1.2,
     )

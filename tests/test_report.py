@@ -222,3 +222,13 @@ def test_a_long_title_of_curves_is_not_cut_off(letters):
         figure.draw_without_rendering()
         edges = axes._left_title.get_window_extent()
     assert edges.x0 > 0 and edges.x1 < figure.bbox.width and edges.y1 < figure.bbox.height
+
+
+def test_a_legend_of_five_curves_leaves_the_curves_their_width():
+    with plotting.style(plotting.STYLE):
+        figure, axes = plotting.over_epochs("a title")
+        for low in range(5):
+            plotting.plot(axes[1], [{"epoch": 1, "x": 1}], "x", f"0.{low}0 to 0.{low}5", "C0")
+        plotting.legend(axes[1])
+        figure.draw_without_rendering()
+    assert axes[1].get_position().width > 0.7
