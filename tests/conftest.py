@@ -235,7 +235,7 @@ def run(capfd):
 
 @pytest.fixture
 def start():
-    """Start a script in a process of its own, to be killed; what still runs at the end is."""
+    """Start a script in a process of its own; what still runs at the end of the test is ended."""
     processes = []
 
     def start_script(script, *arguments, **options):
@@ -246,5 +246,9 @@ def start():
 
     yield start_script
     for process in processes:
+        if process.poll() is None:
+            process.terminate()  # torchrun then ends its processes, which a kill would leave alone
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=60)
         process.kill()
         process.wait()
