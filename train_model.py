@@ -398,18 +398,16 @@ def end_epoch(n, run, progress, model, folder, reference):
     """
     checkpoint.check_finite(progress, model, folder)
     begin = time.monotonic()
-    scores = {}
-    for number, half_life in enumerate(half_lives()):
+    number, scores = 0, {}
+    for number, half_life in enumerate(half_lives() if reference else ()):
         show_average(model, number, run.label_counts)
-        if not reference:
-            break
         drawn = run.label_counts, reference["n"], SEED, DTYPE
         scores = metrics.evaluate(reference, sampling.sample(model.generator_ema, *drawn))
         scores["ema_half_life"] = half_life
         if min(scores[band] for band in spectrum.RATIOS) >= 0.7:
             break
     progress.average = distributed.broadcast(number)  # one process has measured
-    if not distributed.is_first():
+    if not reference:
         show_average(model, progress.average, run.label_counts)
     end = time.monotonic()
     progress.maintenance_seconds += end - begin
