@@ -82,11 +82,11 @@ def runs(device):
     yield f"-> {device} again, then 4 epochs", partial(move, "straight", DEVICE, 4)
 
 
-def arguments(name, **constants):
+def of_run(name, **constants):
+    """Return the constants of a run, the same for all but for those given."""
     constants = {"DTYPE": "auto", "EPOCHS": 2, "METRIC_IMAGES": 1000, **constants}
     constants |= {"DATASET": "phantom", "TRAIN_FRACTION": TRAIN_FRACTION, "RUN_NAME": name}
-    constants = {"CUDA_GRAPHS": True, "THREADS": 1, **constants}
-    return [f"--{key}={value}" for key, value in constants.items()]
+    return {"CUDA_GRAPHS": True, "THREADS": 1, **constants}
 
 
 def train(name, **constants):
@@ -94,7 +94,7 @@ def train(name, **constants):
     with open(os.devnull, "w") as quiet:
         out, err, sys.stdout, sys.stderr = sys.stdout, sys.stderr, quiet, quiet
         try:
-            train_model.main(settings.override(vars(train_model), arguments(name, **constants)))
+            tools.train(**of_run(name, **constants))
         finally:
             sys.stdout, sys.stderr = out, err
     last = checkpoint.load(f"models/{name}/checkpoint.pt", checkpoint.CHECKPOINT)["history"][-1]
@@ -125,7 +125,8 @@ def killed_and_resumed():
     code = "import runpy, sys, torch; torch.use_deterministic_algorithms(True); del sys.argv[0]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     options = {"DEVICE": DEVICE, "CHECKPOINT_MINUTES": 0.0}
-    command = [sys.executable, "-c", code, train_model.__file__, *arguments("cut", **options)]
+    given = tools.arguments(of_run("cut", **options))
+    command = [sys.executable, "-c", code, train_model.__file__, *given]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not Path("models/cut/generator_epoch_0001.pt").exists() and process.poll() is None:
         sleep(0.02)

@@ -19,8 +19,12 @@ def train(**constants):
     import train_model
     from common import settings
 
-    arguments = [f"--{name}={value}" for name, value in constants.items()]
-    train_model.main(settings.override(vars(train_model), arguments))
+    train_model.main(settings.override(vars(train_model), arguments(constants)))
+
+
+def arguments(constants):
+    """Return constants as they are given on the command line."""
+    return [f"--{name}={value}" for name, value in constants.items()]
 
 
 def print_head(*cells):
