@@ -38,25 +38,17 @@ const layers = {};
 
 // A convolution goes from a wide image to a narrow one, a transposed one from narrow to wide; the
 // way back of each is the way forward of the other.
-layers.convolution = {
-  forward(step, [wide], narrow) {
-    fill(narrow, step.bias);
-    gather(step, wide, narrow);
+const between = (there, andBack) => ({
+  forward(step, [x], y) {
+    fill(y, step.bias);
+    there(step, x, y);
   },
-  backward(step, x, y, dNarrow, [dWide]) {
-    scatter(step, dNarrow, dWide);
+  backward(step, x, y, dy, [dx]) {
+    andBack(step, dy, dx);
   },
-};
-
-layers.transposed = {
-  forward(step, [narrow], wide) {
-    fill(wide, step.bias);
-    scatter(step, narrow, wide);
-  },
-  backward(step, x, y, dWide, [dNarrow]) {
-    gather(step, dWide, dNarrow);
-  },
-};
+});
+layers.convolution = between(gather, scatter);
+layers.transposed = between(scatter, gather);
 
 function fill(y, bias) {
   for (let i = 0; i < y.length; i++) y[i] = bias[i % bias.length];
