@@ -5,7 +5,7 @@ The generator draws an image from a latent vector; the discriminator says how re
 
 import torch
 from torch import nn
-from torch.nn.functional import avg_pool2d, conv2d
+from torch.nn.functional import conv2d
 
 
 def sides(size):
@@ -197,14 +197,19 @@ class Texture(nn.Module):
 
     def bands(self, images):
         for _ in range(self.halvings):
-            a, b, c, d = quarters(images)
-            images = (a + b + c + d) / 4
+            images = halve(images)
         return haar_bands(images, self.scales)
 
 
 def quarters(images):
     """Images (N, C, S, S) -> the four pixels of each 2x2 square, (N, C, S / 2, S / 2) each."""
     return [images[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+
+
+def halve(images):
+    """Images (N, C, S, S) -> the means of their 2x2 squares, (N, C, S / 2, S / 2)."""
+    a, b, c, d = quarters(images)
+    return (a + b + c + d) / 4
 
 
 def haar_bands(images, scales):
@@ -239,7 +244,7 @@ def texture_scales(images):
         bands = haar_bands(images, (1, 1, 1, 1)).unflatten(1, (4, -1))
         coarse, *differences = bands.std((0, 2, 3, 4)).clamp(min=1e-3).tolist()
         scales += [4 * coarse, *differences]
-        images = avg_pool2d(images, 2)
+        images = halve(images)
     return tuple(round(scale, 4) for scale in scales)
 
 
