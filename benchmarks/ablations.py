@@ -27,10 +27,10 @@ from torch import nn
 
 import dcgan
 import train_model
-from common import checkpoint, files, log, metrics, sampling, settings, spectrum
+from common import checkpoint, files, log, metrics, sampling, settings
 from common.data import dataset
 from common.errors import UserError
-from report import detective, membership
+from report import detective, fine_detail, membership
 
 # --- Training ---
 DATASET = "pneumoniamnist"  # a 2-D MedMNIST data set, or "phantom"
@@ -180,7 +180,7 @@ def measure(source):
         # Without these, each of which would be a copy of itself.
         train_images = images[~torch.isin(torch.arange(len(images)), rest)]
     numbers = metrics.evaluate(metrics.fit_reference(images, real), ours)
-    numbers["fine_detail"] = spectrum.fine_detail(real, ours)[28]
+    numbers["fine_detail"] = fine_detail.distance(real, ours)[28]
     numbers["memorised"] = membership.memorisation(ours, train_images, held_out)["share"]
     rows = detective.detective(real, ours)
     for key, (pixels, few) in DETECTIVES.items():

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import tools
 
-from common import checkpoint, files, metrics, runs, sampling, settings, spectrum
+from common import checkpoint, files, metrics, runs, sampling, settings
 from common.data import dataset, phantom
 from common.data.dataset import DataFile
-from report import detective
+from report import detective, fine_detail
 
 # --- Training ---
 N_TRAIN = 78468  # phantoms to train on; ChestMNIST has as many images [1000 to 1000000]
@@ -73,7 +73,7 @@ def evaluate(folder, data):
             if path:
                 images = sampling.sample(checkpoint.load_generator(path), {}, N_IMAGES, seed=1)
             row = metrics.evaluate(reference, images)
-            row["fine detail"] = list(spectrum.fine_detail(real, images).values())
+            row["fine detail"] = list(fine_detail.distance(real, images).values())
             row["detective"] = [
                 [found["pixels"], found["trained_on"], found["accuracy"]]
                 for found in detective.detective(real, images)

@@ -101,9 +101,9 @@ def main():
         )
     import torch
 
-    from common import hardware, metrics, runs, spectrum
+    from common import hardware, metrics, runs
     from common.data import dataset
-    from report import membership
+    from report import fine_detail, membership
 
     device = hardware.choose_device(DEVICE)
     images, _, source = dataset.load(DATASET, "train", DATA_DIR)
@@ -132,7 +132,7 @@ def main():
 
     def slow_metrics(synthetic, train):
         """Those that take too long to compute after each turn."""
-        fine = spectrum.fine_detail(real, synthetic, SEED)
+        fine = fine_detail.distance(real, synthetic, SEED)
         return {"fine_detail": fine[28]} | membership.memorisation(synthetic, train, held_out)
 
     for name, turns in rows.items():

@@ -7,7 +7,7 @@ from matplotlib import colormaps
 from common import checkpoint, metrics, sampling, spectrum
 from common.data.labels import has_labels, single_labels
 from common.errors import UserError
-from report import membership, plotting
+from report import fine_detail, membership, plotting
 from report.context import EXAMPLES, fewer, per_pixel
 
 LABEL_IMAGES = 1000  # synthetic images of each label
@@ -156,7 +156,7 @@ def evaluate_all(context):
         pair = reference["features"], features
         table[name]["density"] = metrics.density(*pair, reference["radii"])
         table[name]["kernel"] = metrics.kernel_distance(*pair)
-        detail = spectrum.fine_detail(real, images, seed)
+        detail = fine_detail.distance(real, images, seed)
         table[name] |= {f"detail_{pixels}": distance for pixels, distance in detail.items()}
     if can_show_copies(neighbours):
         held_out, _ = neighbours.held_out

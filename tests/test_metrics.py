@@ -13,7 +13,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 
 from common import metrics, spectrum
 from common.data import dataset
-from report import membership
+from report import fine_detail, membership
 
 N = 2300  # half of PneumoniaMNIST
 
@@ -106,7 +106,7 @@ def test_faint_noise_is_seen_by_the_fine_detail_and_by_nothing_else(halves, proj
     real, other = halves
     noisy = noise(other, grey_levels=5)
     one, two, three = (images[:1500] for images in (real, other, noisy))  # enough, and quicker
-    usual, found = spectrum.fine_detail(one, two), spectrum.fine_detail(one, three)
+    usual, found = fine_detail.distance(one, two), fine_detail.distance(one, three)
     assert found[28] > 3 * usual[28]
     assert found[7] == pytest.approx(usual[7], rel=0.1), "noise is finer than this"
 
@@ -141,7 +141,7 @@ def test_a_far_outlier_raises_recall_but_not_coverage():
 def test_detail_of_another_strength_is_no_other_detail(few):
     """The price of Karras et al.'s scaling, which makes the levels comparable."""
     strong, weak = few // 2 * 2, few // 2
-    assert all(value < 0.1 for value in spectrum.fine_detail(strong, weak).values())
+    assert all(value < 0.1 for value in fine_detail.distance(strong, weak).values())
 
 
 # Arithmetic, by hand
@@ -225,7 +225,7 @@ def test_images_that_are_equal_are_at_a_distance_of_exactly_zero():
 def test_the_distance_of_patches_of_one_grey_is_that_of_the_greys():
     a, b = normal(400, 1).exp(), normal(400, 1, seed=1)
     stacks = [x[:, :, None, None].expand(-1, 1, 7, 7) for x in (a, b)]
-    found = spectrum.sliced_wasserstein(*stacks, torch.Generator().manual_seed(0))
+    found = fine_detail.sliced_wasserstein(*stacks, torch.Generator().manual_seed(0))
     a, b = (((x - x.mean()) / x.std(correction=0)).flatten().numpy() for x in (a, b))
     # A random direction u in 49 dimensions sees a grey at |sum u| on average, near sqrt(2 / pi).
     expected = scipy.stats.wasserstein_distance(a, b) * (2 / np.pi) ** 0.5
@@ -305,7 +305,7 @@ def test_the_pyramid_equals_one_with_scipys_convolution(few):
         spread[::2, ::2] = coarse
         levels.append(image - scipy.ndimage.convolve(spread, 4 * window, mode="mirror"))
         image = coarse
-    for ours, theirs in zip(spectrum.pyramid(few), [*levels, image], strict=True):
+    for ours, theirs in zip(fine_detail.pyramid(few), [*levels, image], strict=True):
         np.testing.assert_allclose(ours[0, 0], theirs, atol=1e-3)
 
 
@@ -316,7 +316,7 @@ def test_the_same_seed_gives_the_same_number_and_another_seed_another(few):
     def numbers(seed):
         return (
             metrics.fit_features(few, at_most=200, seed=seed)[0].tolist(),
-            spectrum.fine_detail(few[:150], few[150:], seed=seed),
+            fine_detail.distance(few[:150], few[150:], seed=seed),
             metrics.gaussian_reference(few, 3, seed=seed).tolist(),
         )
 
@@ -334,7 +334,7 @@ def test_the_global_random_state_is_neither_used_nor_moved(few):
             metrics.frechet_distance(real, synthetic),
             metrics.kernel_distance(real, synthetic),
             neighbourhoods(real, synthetic),
-            spectrum.fine_detail(half, other),
+            fine_detail.distance(half, other),
             membership.memorisation(other[:50], half, other[50:]),
             metrics.gaussian_reference(half, 3).tolist(),
         )
@@ -361,8 +361,8 @@ def test_the_order_of_the_images_does_not_matter(few):
     backwards = (images.flip(0) for images in sets)
     assert membership.memorisation(*backwards) == membership.memorisation(*sets)
     # Patches lie elsewhere in an image that has another number, so this moves a little.
-    expected = pytest.approx(spectrum.fine_detail(half, other), rel=0.25)
-    assert spectrum.fine_detail(half, other.flip(0)) == expected
+    expected = pytest.approx(fine_detail.distance(half, other), rel=0.25)
+    assert fine_detail.distance(half, other.flip(0)) == expected
 
 
 def test_the_size_of_the_chunks_does_not_matter(few, monkeypatch):
@@ -382,7 +382,7 @@ def test_the_size_of_the_chunks_does_not_matter(few, monkeypatch):
 
 
 def test_a_set_of_images_is_at_no_distance_from_itself(few):
-    assert spectrum.fine_detail(few, few) == {28: 0, 14: 0, 7: 0}
+    assert fine_detail.distance(few, few) == {28: 0, 14: 0, 7: 0}
     x = metrics.features(few, *metrics.fit_features(few))
     assert metrics.frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
     assert neighbourhoods(x, x)[:2] == (1, 1)
@@ -398,7 +398,7 @@ def test_grey_images_in_three_equal_channels_give_what_they_give_in_one(few):
         frechet = metrics.frechet_distance(real, synthetic) / channels
         found = membership.memorisation(b[:50], a, b[50:])
         numbers.append([*neighbourhoods(real, synthetic), frechet, *found.values()])
-        assert spectrum.fine_detail(a, b).keys() == {28, 14, 7}
+        assert fine_detail.distance(a, b).keys() == {28, 14, 7}
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
 
 
@@ -426,8 +426,8 @@ def test_grey_images_in_three_equal_channels_give_what_they_give_in_one(few):
         lambda: metrics.fit_features(flat(1, 2).float()),
         lambda: metrics.features(flat(1, 2)[0], *metrics.fit_features(flat(1, 2))),
         lambda: metrics.features(flat(1).repeat(1, 3, 1, 1), *metrics.fit_features(flat(1, 2))),
-        lambda: spectrum.fine_detail(flat(1, 2), flat(1)),
-        lambda: spectrum.fine_detail(flat(1), flat(1).repeat(1, 3, 1, 1)),
+        lambda: fine_detail.distance(flat(1, 2), flat(1)),
+        lambda: fine_detail.distance(flat(1), flat(1).repeat(1, 3, 1, 1)),
         lambda: membership.memorisation(flat(1), flat(1), flat()),
         lambda: membership.memorisation(flat(1), flat(1, 2), flat(1, 2)),
         lambda: membership.closest_pairs(flat(), 3),

@@ -14,10 +14,10 @@ import torch
 from conftest import rewrite, signal_in_step, write_phantoms
 from PIL import Image
 
-from common import metrics, spectrum
+from common import metrics
 from common.data import dataset, phantom
 from common.data.labels import NO_FINDING
-from report import membership, sections
+from report import fine_detail, membership, sections
 
 SECTIONS = ["about", "collage", "blind_test", "training", "numbers", "detective"]
 SECTIONS += ["diversity", "copies", "latent_space", "failures"]
@@ -135,7 +135,7 @@ def test_the_numbers_are_those_of_the_log_and_of_the_metrics(reported, page, tra
     a, b = metrics.features(real, *basis), metrics.features(others, *basis)
     assert page.values["density"][1] == pytest.approx(metrics.density(a, b))
     assert page.values["kernel"][1] == pytest.approx(metrics.kernel_distance(a, b))
-    detail = spectrum.fine_detail(real, others)
+    detail = fine_detail.distance(real, others)
     for pixels in (28, 14, 7):
         assert page.values[f"detail_{pixels}"][1] == pytest.approx(detail[pixels])
     assert f"k = {metrics.K}" in page.text and "no FID" in page.text

@@ -16,7 +16,7 @@ from torch import nn
 from common import checkpoint, hardware, metrics, spectrum
 from common.data import dataset, download, phantom
 from dcgan import Discriminator, Generator, initialise, sides
-from report import detective, membership
+from report import detective, fine_detail, membership
 
 SIZES = dataset.SIZES
 SIDES = {
@@ -229,10 +229,10 @@ def test_features_and_neighbours_are_those_of_images_averaged_to_28_or_32(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_fine_detail_has_all_levels_from_the_size_down(size):
     images = torch.from_numpy(phantom.make_split(20, 1, size)[0])[:, None]
-    levels = spectrum.fine_detail(images, images)
+    levels = fine_detail.distance(images, images)
     assert [*levels] == SIDES[size][:-1] and set(levels.values()) == {0}
     board = 8 * ((torch.arange(size)[:, None] + torch.arange(size)) % 2)
-    found = spectrum.fine_detail(images, (images.int() + board).clamp(0, 255).to(torch.uint8))
+    found = fine_detail.distance(images, (images.int() + board).clamp(0, 255).to(torch.uint8))
     assert found[size] > 5 * found[size // 2]  # only the finest level sees single pixels
 
 
