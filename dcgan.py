@@ -27,7 +27,8 @@ class Generator(nn.Module):
     size: 28, 64, 128 or 224 pixels. widths: feature maps at an eighth, a quarter, a half of size
     and at size, at 28 pixels that is at 4, 7, 14 and 28; the first counts for all coarser maps as
     well, down to 4x4. bilinear: enlarge to the last size smoothly, then convolve, which leaves less
-    grain than a transposed convolution (Odena et al. 2016); False is the plain DCGAN.
+    grain than a transposed convolution (Odena et al. 2016); False is the plain DCGAN. jpeg: the
+    quality, 10 to 100, at which sampling.draw compresses images, as real ones were; None: not.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Generator(nn.Module):
         size=28,
         widths=(256, 128, 64, 16),
         bilinear=True,
+        jpeg=None,
     ):
         super().__init__()
-        self.latent_dim, self.size = latent_dim, size
+        self.latent_dim, self.size, self.jpeg = latent_dim, size, jpeg
         _, *larger = reversed(sides(size))
         width, *wider = [widths[0]] * (len(larger) + 1 - len(widths)) + [*widths]
         self.embed = nn.Linear(labels, latent_dim, bias=False) if labels else None

@@ -259,6 +259,8 @@ def describe(saved, folder, path, n, about_labels, real):
         f"learned     {dataset.title(info)}, training split",
         textwrap.fill(f"settings    {', '.join(kept)}", 100, subsequent_indent=" " * 12),
     ]
+    if quality := saved["model_args"]["generator"].get("jpeg"):
+        lines.append(f"compressed  as JPEG of quality {quality}, as what it learned from was")
     if FORMAT == "npz":
         lines += ["", "train_images and train_labels are synthetic."]
         if real:

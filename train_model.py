@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from common import checkpoint, distributed, files, hardware, log, metrics, runs, sampling, spectrum
 from common.cuda_graph import Step
-from common.data import dataset
+from common.data import dataset, jpeg
 from common.data.labels import count_labels, encode_labels
 from common.ema import update_bn, update_ema
 from common.errors import UserError
@@ -192,6 +192,8 @@ def network_args(images, n_labels):
         "generator": checkpoint.constructor_args(Generator, LATENT_DIM, *shape, size=size),
         "discriminator": checkpoint.constructor_args(Discriminator, *shape, size=size),
     }
+    if "jpeg" in arguments["generator"]:
+        arguments["generator"]["jpeg"] = jpeg.find_quality(images)
     if arguments["discriminator"].get("scales"):  # () is the plain DCGAN
         scales = texture_scales(dataset.to_network(images[:2000]))
         arguments["discriminator"]["scales"] = scales

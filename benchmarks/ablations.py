@@ -57,8 +57,10 @@ SEED = -1  # of the one run to train; -1: all of them [-1 to 1000000]
 class Deeper(dcgan.Generator):
     """Has one more convolution, 3x3 at 7x7 pixels."""
 
-    def __init__(self, latent_dim=100, channels=1, labels=0, size=28, widths=(256, 128, 64, 16)):
-        super().__init__(latent_dim, channels, labels, size, widths)
+    def __init__(
+        self, latent_dim=100, channels=1, labels=0, size=28, widths=(256, 128, 64, 16), jpeg=None
+    ):
+        super().__init__(latent_dim, channels, labels, size, widths, jpeg=jpeg)
         _, at_7, _, _ = widths
         more = nn.Sequential(
             nn.Conv2d(at_7, at_7, 3, padding=1, bias=False),

@@ -102,7 +102,7 @@ def main():
     import torch
 
     from common import hardware, metrics, runs
-    from common.data import dataset
+    from common.data import dataset, jpeg
     from report import fine_detail, membership
 
     device = hardware.choose_device(DEVICE)
@@ -124,10 +124,13 @@ def main():
     chosen, rest = metrics.split_real(torch.arange(len(images)), n, SEED)
     real, others = images[chosen], images[rest]
     reference = metrics.fit_reference(images, real, SEED)
+    quality = jpeg.find_quality(images)
     last = {}  # recipe: the images of its last turn
     for name, turns in rows.items():
         for row in turns:
             last[name] = torch.from_numpy(np.load(row.pop("path")))
+            if quality:  # ours draws them so already
+                last[name] = jpeg.compress(last[name], quality)
             row |= metrics.evaluate(reference, last[name])
 
     def slow_metrics(synthetic, train):

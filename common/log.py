@@ -31,6 +31,8 @@ def print_summary(run, progress, model, source, folder, pictures, report, refere
     print(f"images     {n:,} of {size}x{size}x{run.channels}, {steps} steps per epoch")
     if settings["CONDITIONAL"]:
         print(f"labels     {', '.join(label_names(run.info))}")
+    if quality := run.model_args["generator"].get("jpeg"):
+        print(f"JPEG       quality {quality}, of real images; synthetic ones are compressed alike")
     device = progress.running_sums.device
     print(f"device     {hardware.describe(device)}{why and f' ({why})'}")
     print(f"dtype      {settings['DTYPE']}")

@@ -3,6 +3,7 @@
 import torch
 
 from common import hardware
+from common.data import jpeg
 from common.data.dataset import to_pixels
 from common.data.labels import draw_labels
 from common.errors import UserError
@@ -19,8 +20,9 @@ def chunk(size):
 def draw(generator, latents, labels=None):
     """Draw one uint8 image (N, C, S, S) for each latent (N, latent_dim), `chunk` at a time.
 
-    labels: float (N, K), a label vector for each latent, if the generator is conditional.
-    Raises UserError if the generator draws nan, which would be a black image.
+    labels: float (N, K), a label vector for each latent, if the generator is conditional. If the
+    images that it learned from had been compressed as JPEG, its images are compressed alike
+    (jpeg.py). Raises UserError if the generator draws nan, which would be a black image.
     """
     inputs = [latents] if labels is None else [latents, labels]
     at_once = chunk(getattr(generator, "size", 28))
@@ -32,7 +34,8 @@ def draw(generator, latents, labels=None):
                 "the generator draws images of nan: its weights are too large. Take another EPOCH, "
                 "or train anew with a lower LEARNING_RATE"
             )
-        drawn.append(to_pixels(images))
+        pixels, quality = to_pixels(images), getattr(generator, "jpeg", None)
+        drawn.append(jpeg.compress(pixels, quality) if quality else pixels)
     return torch.cat(drawn)
 
 

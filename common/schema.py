@@ -160,6 +160,9 @@ def relations(saved):
         for key in shared.keys() & arguments.keys():
             cause = f"is {describe(arguments[key])}, not {shared[key]} as in the run"
             yield arguments[key] == shared[key], f"model_args {network} {key}", cause
+    quality = saved["model_args"]["generator"].get("jpeg")
+    legal = quality is None or type(quality) is int and 1 <= quality <= 100
+    yield legal, "model_args generator jpeg", f"is {describe(quality)}, not 1 to 100"
     for key, value in saved["generator_ema"].items():
         if key.endswith("running_var"):  # its root would be nan, and every image black
             yield bool((value >= 0).all()), f"generator_ema '{key}'", "holds negative values"

@@ -157,6 +157,7 @@ def section(context):
     rows = detective(real, synthetic, seed)
     reference = detective(real, other_real, seed)
     page = {"n": len(real), "rows": list(zip(rows, reference, strict=True))}
+    page["jpeg"] = getattr(context.generator, "jpeg", None)
 
     # Show images of the test set that the CNN of the first row is surest of.
     first, size = rows[0], real.shape[-1]

@@ -222,6 +222,7 @@ ODD_VALUES = {  # name: (change, words of the message)
         put(torch.ones(3), "model_args", "generator", "widths"),
         "model_args generator widths",
     ),
+    "a JPEG quality of text": (put("high", "model_args", "generator", "jpeg"), "generator jpeg"),
     "an endless argument": (put(2**60, "model_args", "generator", "channels"), "model_args"),
     "another number of labels": (put(3, "model_args", "generator", "labels"), "labels"),
     "a state of random numbers that is none": (put(torch.zeros(3), "rng_cpu"), "rng_cpu"),
