@@ -16,7 +16,7 @@ from common import script
 if __name__ == "__main__":
     script.prepare()  # before torch, which takes seconds
     if hasattr(os, "nice"):  # a training on the same cores keeps most of its speed, not a third
-        os.nice(3)
+        os.nice(max(0, 3 - os.nice(0)))  # once, as a notebook may draw several
 
 from datetime import timedelta
 from types import SimpleNamespace

@@ -31,7 +31,7 @@ LEARNING_RATE = 2e-3
 MIN_IMAGES = 20  # of each kind; a fifth of them is the test set
 
 
-def detective(real, synthetic, seed=0):
+def detective(real, synthetic, seed=0, with_few=True):
     """Train new CNNs to tell synthetic from real images and return how often they are right.
 
     Each is trained on 80 % of both sets, or on a few images of it, and tested on the other 20 %; at
@@ -41,7 +41,7 @@ def detective(real, synthetic, seed=0):
     "high" (Wilson 1927) and "auc", all in [0, 1]; and "network", "real" and "synthetic", the CNN
     and the float images in [-1, 1] that it was tested on. 0.5 is chance, what another set of real
     images gets; lower is better. Rows that want more training images than there are are left out.
-    Raises ValueError for fewer than MIN_IMAGES.
+    with_few: whether to train on few images, too. Raises ValueError for fewer than MIN_IMAGES.
     """
     n = min(len(real), len(synthetic))
     if n < MIN_IMAGES:
@@ -51,7 +51,7 @@ def detective(real, synthetic, seed=0):
     n_train = round(0.8 * n)
     rows, size = [], real.shape[-1]
     for pixels, few, steps in ROWS:
-        if few is not None and few >= n_train:
+        if few is not None and (few >= n_train or not with_few):
             continue
         pixels = size if pixels == 28 else pixels * (size // (size // 28)) // 28
         small = [shrink(images, pixels) for images in sets]
@@ -155,8 +155,11 @@ def section(context):
     real, other_real = halves
     synthetic = sampling.sample(context.generator, context.saved["label_counts"], len(real), seed)
     rows = detective(real, synthetic, seed)
-    reference = detective(real, other_real, seed)
-    page = {"n": len(real), "rows": list(zip(rows, reference, strict=True))}
+    # Other real images it can only guess; the rows with all images, the strictest, show it.
+    reference = detective(real, other_real, seed, with_few=False)
+    chance = {(row["pixels"], row["trained_on"]): row["accuracy"] for row in reference}
+    page = {"n": len(real)}
+    page["rows"] = [(row, chance.get((row["pixels"], row["trained_on"]))) for row in rows]
     page["jpeg"] = getattr(context.generator, "jpeg", None)
 
     # Show images of the test set that the CNN of the first row is surest of.

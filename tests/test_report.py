@@ -1,5 +1,6 @@
 """The report as its user sees it: files in a folder, pictures that tell the truth."""
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -232,3 +233,12 @@ def test_a_legend_of_five_curves_leaves_the_curves_their_width():
         plotting.legend(axes[1])
         figure.draw_without_rendering()
     assert axes[1].get_position().width > 0.7
+
+
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="Windows has other priorities")
+def test_reports_of_one_process_lower_its_priority_once(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = os.nice(0)
+    for _ in range(2):
+        assert run("generate_report.py").status == 1  # no run is here
+    assert os.nice(0) == max(before, 3)
