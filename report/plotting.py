@@ -253,14 +253,16 @@ def histogram(title, sets, bins, xlabel, ylabel):
 
 def legend(axes):
     """Put the legend above the axes, where it covers no curve, three to a row so that it fits."""
-    handles = axes.get_legend_handles_labels()[0]
+    n = len(axes.get_legend_handles_labels()[0])
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(-0.02, 0.98),
-        ncols=min(3, len(handles)),
+        ncols=min(3, n),
         handlelength=1.5,
         columnspacing=1.2,
     )
+    rows = -(-n // 3)
+    axes.set_title(axes.get_title("left"), loc="left", pad=4 + 20 * rows)  # points
 
 
 def write_png(path, picture, quiet=False):

@@ -225,6 +225,18 @@ def test_a_long_title_of_curves_is_not_cut_off(letters):
     assert edges.x0 > 0 and edges.x1 < figure.bbox.width and edges.y1 < figure.bbox.height
 
 
+@pytest.mark.parametrize("curves", [1, 3, 4, 7])
+def test_a_legend_and_the_title_above_it_do_not_meet(curves):
+    with plotting.style(plotting.STYLE):
+        figure, axes = plotting.one_plot("a title of\ntwo lines")
+        for number in range(curves):
+            plotting.plot(axes, [{"epoch": 1, "x": 1}], "x", f"curve {number}", "C0")
+        plotting.legend(axes)
+        figure.draw_without_rendering()
+    legend = axes.get_legend().get_window_extent()
+    assert legend.y1 < axes._left_title.get_window_extent().y0 < legend.y1 + 60
+
+
 def test_a_legend_of_five_curves_leaves_the_curves_their_width():
     with plotting.style(plotting.STYLE):
         figure, axes = plotting.over_epochs("a title")
