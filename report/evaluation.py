@@ -69,7 +69,7 @@ def describe_metrics(levels):
         waves, low = ratio.split("_")
         kind = "horizontal stripes" if waves == "vertical" else "all detail"
         name = f"Amplitude of {kind}, {spectrum.band_text(low)} cycles per pixel"
-        described[ratio] = name, "near 1", AMPLITUDE
+        described[ratio] = name, "near 1", AMPLITUDE if ratio == spectrum.RATIOS[0] else ""
     return described | MEMORISATION
 
 
