@@ -160,7 +160,7 @@ def diversity(context):
     synthetic, scale = samples.examined, options.SCALE
     real = samples.shuffled(slice(len(synthetic)))
     size = synthetic.shape[-1]
-    columns, rows = fewer(12, size), fewer(16, size)
+    columns, rows = (fewer(count, size, least=6) for count in (12, 16))
     shown, examples = synthetic[: columns * rows], fewer(EXAMPLES, size, least=4)
     grid = [("", plotting.tile(shown, columns))]
     heading = f"{captions.name}\nsynthetic images, {captions.when}"
