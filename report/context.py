@@ -96,7 +96,7 @@ def fewer(count, size, least=2):
 def fewer_tiles(options, size):
     """Return the options of generate_report.py with the numbers that `fewer` gives at this size."""
     for name in ("COLLAGE_ROWS", "COLLAGE_COLUMNS"):
-        setattr(options, name, fewer(getattr(options, name), size, least=4))
+        setattr(options, name, fewer(getattr(options, name), size, least=3))
     for name in ("GRID_ROWS", "GRID_COLUMNS", "PROGRESS_ROWS"):
         setattr(options, name, fewer(getattr(options, name), size))
     for name in ("SCALE", "GIF_SCALE"):

@@ -326,7 +326,7 @@ def test_the_page_of_large_images_stays_small_and_says_why_it_has_no_game(
     assert (folder / "report.html").stat().st_size < 12e6
     assert "128 x 128 pixels" in (folder / "play.html").read_text()
     with Image.open(folder / "real_vs_synthetic.png") as picture:
-        assert max(picture.size) < 2200  # four by four in each half, twice enlarged
+        assert max(picture.size) < 2000  # three by three in each half
 
 
 def test_a_run_resumes_at_its_own_size_only(run, train):
