@@ -24,7 +24,10 @@ PATH = Text(r"[^\0]*")
 PLAIN = ((str, Text()), (bool, None), (int, Integer(-(2**127), 2**127)), (float, None), NONE)
 VALUE = ByType(PLAIN)
 OPTIONS = (*PLAIN, (tuple, ListOf(VALUE)), (list, ListOf(VALUE)))
-ARGUMENTS = Table(others=ByType(((int, Integer(-(2**31), 2**31)), *OPTIONS)))
+ARGUMENTS = Table(
+    optional={"jpeg": ByType((NONE, (int, Integer(1, 100))))},
+    others=ByType(((int, Integer(-(2**31), 2**31)), *OPTIONS)),
+)
 SETTINGS = Table(
     {
         "DATASET": Text(),
@@ -160,9 +163,6 @@ def relations(saved):
         for key in shared.keys() & arguments.keys():
             cause = f"is {describe(arguments[key])}, not {shared[key]} as in the run"
             yield arguments[key] == shared[key], f"model_args {network} {key}", cause
-    quality = saved["model_args"]["generator"].get("jpeg")
-    legal = quality is None or type(quality) is int and 1 <= quality <= 100
-    yield legal, "model_args generator jpeg", f"is {describe(quality)}, not 1 to 100"
     for key, value in saved["generator_ema"].items():
         if key.endswith("running_var"):  # its root would be nan, and every image black
             yield bool((value >= 0).all()), f"generator_ema '{key}'", "holds negative values"
