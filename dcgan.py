@@ -88,17 +88,20 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (N, channels, size, size) in [-1, 1] -> logits (N, 1 + T); above 0: "looks real".
+    """Images (N, channels, size, size) in [-1, 1] -> logits (N, K); above 0: "looks real".
 
-    The first column is the DCGAN's verdict on the whole image, the others are those of a Texture at
-    size, at half of it, and so on. The losses treat all alike. scales: four numbers for each
-    Texture, as `texture_scales` returns them; with scales=() it is the plain DCGAN.
+    The first column is the DCGAN's verdict on the whole image, which soon rests on fine detail. The
+    others are those of a Texture at size and at each half of it that has at least 28 pixels, and of
+    a smaller DCGAN's discriminator at each half below, down to 7 or 8 pixels, which sees nothing
+    but coarse shapes. The losses treat all alike. scales: four numbers for each Texture, as
+    `texture_scales` returns them; with scales=() it is the plain DCGAN, and K is 1.
 
     labels: the width of a label vector; 0 is the plain, unconditional DCGAN. A conditional one
     takes label vectors (N, labels) as well and adds <V y, h>, of the labels y and the features h,
     to the first logit (projection, Miyato and Koyama 2018, equation 3).
-    size: as for Generator. widths: feature maps at a half, a quarter and an eighth of size, at 28
-    pixels that is at 14, 7 and 4; the last counts for all coarser maps as well, down to 4x4.
+    size: as for Generator, or 7, 8, 14 or 16. widths: feature maps at a half, a quarter and an
+    eighth of size, at 28 pixels that is at 14, 7 and 4; the last counts for all coarser maps as
+    well, down to 4x4. Of 7 or 8 pixels they begin at size.
     """
 
     def __init__(
@@ -110,16 +113,17 @@ class Discriminator(nn.Module):
         scales=(2.6, 0.12, 0.10, 0.033),  # of PneumoniaMNIST
     ):
         super().__init__()
-        _, half, *smaller = sides(size)
+        self.size, fold = size, 2 if size > 8 else 1
+        half, *smaller = sides(size)[fold - 1 :]
         width, *wider = [*widths] + [widths[-1]] * (len(smaller) + 1 - len(widths))
         self.stages = [f"to_{side}" for side in (half, *smaller)]
         first = nn.Sequential(
             # The four pixels of a 2x2 square become four channels (Shi et al. 2016, in reverse).
             # With the 3x3 convolution this is one of 6x6 pixels and stride 2, in the form a CPU
             # computes fastest.
-            nn.PixelUnshuffle(2),
+            nn.PixelUnshuffle(fold),
             # No BatchNorm on the first layer (Radford et al. 2015, section 3).
-            nn.Conv2d(4 * channels, width, 3, padding=1),
+            nn.Conv2d(fold**2 * channels, width, 3, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
         )
         self.add_module(f"to_{half}", first)
@@ -139,6 +143,10 @@ class Discriminator(nn.Module):
         self.textures = nn.ModuleList(
             Texture(channels, halvings, level) for halvings, level in enumerate(levels)
         )
+        small = [side for side in sides(size) if 4 < side < 28] if scales else []
+        self.small = nn.ModuleList(
+            Discriminator(channels, labels, side, widths[:2], scales=()) for side in small
+        )
         self.apply(initialise)
 
     def features(self, images):
@@ -152,7 +160,12 @@ class Discriminator(nn.Module):
         logits = self.head(features)
         if self.embed is not None:
             logits = logits + (self.embed(labels) * features).sum(1, keepdim=True)
-        return torch.cat([logits, *(texture(images) for texture in self.textures)], dim=1)
+        verdicts = [logits, *(texture(images) for texture in self.textures)]
+        for discriminator in self.small:
+            while images.shape[-1] > discriminator.size:
+                images = halve(images.float())  # bfloat16 would round each mean
+            verdicts.append(discriminator(images, labels))
+        return torch.cat(verdicts, dim=1)
 
 
 class Texture(nn.Module):

@@ -70,6 +70,14 @@ class Deeper(dcgan.Generator):
         self.to_7 = nn.Sequential(self.to_7, more.apply(dcgan.initialise))
 
 
+class WholeAndTexture(dcgan.Discriminator):
+    """Has no smaller discriminators."""
+
+    def __init__(self, channels=1, labels=0, size=28, widths=(32, 64, 128), scales=()):
+        super().__init__(channels, labels, size, widths, scales)
+        self.small = nn.ModuleList()
+
+
 # The discriminator's target for real images is 0.9, not 1; the generator's is unchanged
 # (Salimans et al. 2016, section 3.4)
 def one_sided_label_smoothing(real_logits, fake_logits):
@@ -87,7 +95,8 @@ CHANGES = {
         "LOOKAHEAD": 0.0,
     },
     "no lookahead": {"LOOKAHEAD": 0.0},
-    "no texture discriminator": {"Discriminator": partial(dcgan.Discriminator, scales=())},
+    "no smaller discriminators": {"Discriminator": WholeAndTexture},
+    "plain discriminator": {"Discriminator": partial(dcgan.Discriminator, scales=())},
     "transposed last stage": {"Generator": partial(dcgan.Generator, bilinear=False)},
     "discriminator twice as wide": {
         "Discriminator": partial(dcgan.Discriminator, widths=(64, 128, 256))

@@ -31,8 +31,20 @@ def new_model(labels=0):
 def test_latents_become_images_and_images_become_logits(channels):
     images = Generator(latent_dim=100, channels=channels)(torch.randn(5, 100))
     assert images.shape == (5, channels, 28, 28)
-    assert Discriminator(channels)(images).shape == (5, 2)  # of the whole image, of its texture
+    logits = Discriminator(channels)(images)  # of the whole image, its texture, 14 and 7 pixels
+    assert logits.shape == (5, 4)
     assert Discriminator(channels, scales=())(images).shape == (5, 1)
+
+
+def test_the_smaller_discriminators_see_coarse_shapes_alone():
+    discriminator = Discriminator(size=64, scales=(1.0, 0.1, 0.1, 0.1) * 2).eval()
+    images = torch.rand(4, 1, 64, 64) - 0.5
+    stripes = torch.tensor([0.3, -0.3]).repeat(32)  # the mean of two neighbours is 0
+    changed = (discriminator(images + stripes) - discriminator(images)).abs().amax(0)
+    assert changed[:2].min() > 1e-4, "the whole image's and its texture's"
+    assert changed[2:].max() < 1e-6, "those at 32, 16 and 8 pixels"
+    darker = (discriminator(images - 0.3) - discriminator(images)).abs().amax(0)
+    assert darker[3:].min() > 1e-4
 
 
 def test_every_pixel_is_within_minus_one_and_one():
