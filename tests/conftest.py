@@ -8,13 +8,13 @@ GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
 
 import contextlib
+import inspect
 import itertools
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,8 +70,10 @@ NARROW = {
 def networks(generator, discriminator):
     """As if the networks in dcgan.py had other default arguments."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dcgan, "Generator", partial(dcgan.Generator, **generator))
-        patch.setattr(dcgan, "Discriminator", partial(dcgan.Discriminator, **discriminator))
+        for network, new in ((dcgan.Generator, generator), (dcgan.Discriminator, discriminator)):
+            names = inspect.signature(network).parameters  # each has a default
+            defaults = [new.get(name, names[name].default) for name in names]
+            patch.setattr(network.__init__, "__defaults__", tuple(defaults))
         yield
 
 

@@ -74,7 +74,7 @@ def test_maps_double_from_4_pixels_to_the_size_and_back(size):
             layer.register_forward_hook(lambda _, inputs, maps: seen.append(maps.shape[-1]))
     with torch.no_grad():
         images = generator(torch.randn(2, 100))
-        assert discriminator(images).shape == (2, 2)
+        assert discriminator(images).shape == (2, 4)  # its own, of texture, two smaller ones
     assert images.shape == (2, 1, size, size)
     assert seen == SIDES[size][-2::-1] + SIDES[size][1:]
     with torch.no_grad():
