@@ -460,8 +460,10 @@ def test_every_optimiser_is_resumed_bit_for_bit(run, small, tmp_path, code):
 def test_a_layer_without_a_gradient_is_resumed(run, small, monkeypatch):
     init = dcgan.Discriminator.__init__
 
-    def init_with_a_layer_too_many(self, channels=1, labels=0, widths=(4, 4, 8)):
-        init(self, channels, labels, widths=widths)
+    def init_with_a_layer_too_many(
+        self, channels=1, labels=0, size=28, widths=(4, 4, 8), scales=(1.0, 1.0, 1.0, 1.0)
+    ):
+        init(self, channels, labels, size, widths, scales)
         self.forgotten = torch.nn.Linear(3, 3)
 
     monkeypatch.setattr(dcgan.Discriminator, "__init__", init_with_a_layer_too_many)
