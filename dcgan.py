@@ -98,7 +98,7 @@ class Discriminator(nn.Module):
 
     labels: the width of a label vector; 0 is the plain, unconditional DCGAN. A conditional one
     takes label vectors (N, labels) as well and adds <V y, h>, of the labels y and the features h,
-    to the first logit (projection, Miyato and Koyama 2018, equation 3).
+    to all logits but those of texture (projection, Miyato and Koyama 2018, equation 3).
     size: as for Generator, or 7, 8, 14 or 16. widths: feature maps at a half, a quarter and an
     eighth of size, at 28 pixels that is at 14, 7 and 4; the last counts for all coarser maps as
     well, down to 4x4. Of 7 or 8 pixels they begin at size.
