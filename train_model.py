@@ -49,6 +49,7 @@ LATENT_DIM = 100  # length of the latent vector z [1 to 10000]
 LEARNING_RATE = 1e-4  # step size of Adam, both networks [1e-8 to 1.0]
 LR_DECAY_START = 6000  # steps after which the step size falls as 1 / step [1 to 1000000000]
 BETA1 = 0.5  # Adam's decay of the gradient's mean [0.0 to 0.999]
+R1 = 5e-6  # weight of the gradient penalty on D, for each pixel; 0: none [0.0 to 1.0]
 LOOKAHEAD = 0.2  # last part of the steps of EPOCHS, in which the networks settle [0.0 to 1.0]
 EMA_HALF_LIFE = 10000  # of a weight in the longest moving average, images [0 to 1000000000]
 SEED = 0  # of the weights, the latents and the order of the images [0 to 2147483647]
@@ -162,7 +163,8 @@ def new_run(images, labels, data, info, model_args, device, constants):
     constants: what the checkpoints say of them.
     """
     model = build(model_args, device)
-    functions = [train_step, set_learning_rate, lookahead, generator_loss, discriminator_loss]
+    functions = [train_step, set_learning_rate, lookahead]
+    functions += [generator_loss, discriminator_loss, gradient_penalty]
     run = Run(
         settings=constants,
         channels=images.shape[1],
@@ -247,8 +249,9 @@ def train(images, labels, run, progress, model, folder, reference):
     if progress.step == 0 and distributed.is_first():  # a full disk shows now, not after an hour
         checkpoint.save_run(run, progress, model, folder)
     step = functools.partial(train_step, model=model, dtype=DTYPE)
+    steps = [step, functools.partial(step, penalty=16 * R1)]  # every 16th has it, for all 16
     if labels.is_cuda:
-        step = Step(step, CUDA_GRAPHS and hardware.processes() == 1)
+        steps = [Step(step, CUDA_GRAPHS and hardware.processes() == 1) for step in steps]
     speed = log.Speed()
     last = last_save = last_status = time.monotonic()
     sizes = {"total": EPOCHS * epoch_images, "initial": progress.step * BATCH_SIZE}
@@ -263,6 +266,7 @@ def train(images, labels, run, progress, model, folder, reference):
 
                 # Update D, G and the averages of G.
                 set_learning_rate(model, progress.step + 1)
+                step = steps[progress.step % 16 == 0]
                 progress.running_sums += step(dataset.to_network(pixels), own_labels)
                 progress.images_seen += BATCH_SIZE
                 progress.step += 1
@@ -338,16 +342,17 @@ def show_average(model, number, label_counts):
 
 
 @errors.short_of_memory("BATCH_SIZE")
-def train_step(real, labels, model, dtype):
+def train_step(real, labels, model, dtype, penalty=0.0):
     """Update D, then G, by one step each. Returns log.STATISTICS as a tensor on the device.
 
     real: (B, C, S, S) in [-1, 1]; labels: float (B, K), theirs; K is 0 without CONDITIONAL. The
     fakes are drawn for the labels of the real images, so that labels that occur together stay
-    together. D(x) and D(G(z)) are means of the sigmoids of all logits: they mean something only for
-    losses that treat D's outputs as logits of probabilities.
+    together. penalty: weight of gradient_penalty in D's loss. D(x) and D(G(z)) are means of the
+    sigmoids of all logits: they mean something only for losses that treat D's outputs as logits of
+    probabilities.
     """
     generator, discriminator = model.generator, model.discriminator
-    real = real.contiguous(memory_format=torch.channels_last)
+    real = real.contiguous(memory_format=torch.channels_last).detach().requires_grad_(penalty > 0)
     latents = distributed.randn(len(real), LATENT_DIM, device=real.device)
 
     # Update D.
@@ -357,7 +362,7 @@ def train_step(real, labels, model, dtype):
         fake_logits = discriminator(fake.detach(), labels).float()
     loss_d = discriminator_loss(real_logits, fake_logits)
     model.optimizer_d.zero_grad()
-    loss_d.backward()
+    (loss_d + penalty * gradient_penalty(real, real_logits) if penalty else loss_d).backward()
     distributed.average_gradients(discriminator)
     model.optimizer_d.step()
 
@@ -375,6 +380,13 @@ def train_step(real, labels, model, dtype):
     d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
     statistics = torch.stack([loss_d, loss_g, d_real, d_fake]).detach()
     return distributed.average_statistics(statistics, generator, discriminator)
+
+
+# Half the squared gradient of D's first logit at real images (R1, Mescheder et al. 2018, section
+# 4.1), times the pixels of an image, so that one weight suits all sizes
+def gradient_penalty(real, real_logits):
+    (gradient,) = torch.autograd.grad(real_logits[:, 0].sum(), real, create_graph=True)
+    return (real[0].numel() * gradient).square().mean() / 2
 
 
 # -log D(x) - log(1 - D(G(z))), D being the sigmoid of a logit (Goodfellow et al. 2014, eq. 1)

@@ -92,8 +92,10 @@ CHANGES = {
     "plain DCGAN": {
         "Generator": partial(dcgan.Generator, bilinear=False),
         "Discriminator": partial(dcgan.Discriminator, scales=()),
+        "R1": 0.0,
         "LOOKAHEAD": 0.0,
     },
+    "no gradient penalty": {"R1": 0.0},
     "no lookahead": {"LOOKAHEAD": 0.0},
     "no smaller discriminators": {"Discriminator": WholeAndTexture},
     "plain discriminator": {"Discriminator": partial(dcgan.Discriminator, scales=())},

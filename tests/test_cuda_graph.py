@@ -7,6 +7,7 @@ repeats them with the same arguments and tensors, as a real one does.
 
 import contextlib
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -68,26 +69,27 @@ def new_model(labels=0):
     return train_model.build(arguments, torch.device("cpu"))
 
 
-def record_steps(dtype="bfloat16", labels=0):
+def record_steps(dtype="bfloat16", labels=0, penalty=0.0):
     """Return what a graph would freeze of steps of one model, [[(function, values), ...], ...]."""
     model = new_model(labels)
     real, own_labels = torch.zeros(8, 1, 28, 28), torch.zeros(8, labels)
     recorders = [Recorder() for _ in STEPS]
-    train_model.train_step(real, own_labels, model, dtype)  # makes the states of Adam
+    train_model.train_step(real, own_labels, model, dtype, penalty)  # makes the states of Adam
     with FakeTensorMode(allow_non_fake_inputs=True):
         for step, recorder in zip(STEPS, recorders, strict=True):
             train_model.set_learning_rate(model, step)
             with recorder:
-                train_model.train_step(real, own_labels, model, dtype)
+                train_model.train_step(real, own_labels, model, dtype, penalty)
     return [list(recorder.frozen()) for recorder in recorders]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("labels", [0, 2])
+@pytest.mark.parametrize("penalty", [0.0, 1e-4])
 def test_steps_on_a_gpu_wait_for_nothing_and_differ_in_nothing_but_values(
-    pretended_gpu, dtype, labels
+    pretended_gpu, dtype, labels, penalty
 ):
-    first, *others = record_steps(dtype, labels)
+    first, *others = record_steps(dtype, labels, penalty)
     assert len(first) > 100 and any("fused_adam" in function for function, _ in first)
     for other in others:
         for ours, theirs in zip(first, other, strict=True):
@@ -170,19 +172,23 @@ def pretended_graph(monkeypatch):
     return made
 
 
-def train(step_class, dtype, steps=8, tensor_rate=True):
-    """Return the model and its sums of statistics after steps on noise, as a Step or plain."""
+def train(step_class, dtype, steps=10, tensor_rate=True):
+    """Return the model and its sums of statistics after steps on noise, as Steps or plain ones.
+
+    Every other step has a gradient penalty.
+    """
     torch.manual_seed(0)
     model = new_model()
     for optimizer in (model.optimizer_g, model.optimizer_d):
         if tensor_rate:  # as on a GPU
             optimizer.param_groups[0]["lr"] = torch.tensor(train_model.LEARNING_RATE)
-    step = step_class(lambda *inputs: train_model.train_step(*inputs, model, dtype))
+    plain = partial(train_model.train_step, model=model, dtype=dtype)
+    kinds = [step_class(plain), step_class(partial(plain, penalty=1e-4))]
     sums = torch.zeros(4)
     for number in range(1, steps + 1):
         real = torch.rand(8, 1, 28, 28) * 2 - 1
         train_model.set_learning_rate(model, 4000 * number)  # it falls from the second step on
-        sums += step(real, torch.zeros(8, 0))
+        sums += kinds[number % 2](real, torch.zeros(8, 0))
         update_ema(model.generator_ema, model.generator, 8 * number, 8, 10_000)
     return model, sums
 
@@ -197,8 +203,8 @@ def states(model):
 def test_a_replayed_run_is_the_plain_one_bit_for_bit(pretended_graph, dtype):
     captured, sums = train(lambda step: cuda_graph.Step(step, capture=True), dtype)
     plain, plain_sums = train(lambda step: step, dtype)
-    assert len(pretended_graph["graphs"]) == 1
-    assert pretended_graph["waits"] == 8 - cuda_graph.AHEAD
+    assert len(pretended_graph["graphs"]) == 2
+    assert pretended_graph["waits"] == 10 - 2 * cuda_graph.AHEAD
     assert torch.equal(sums, plain_sums)
     pairs = list(zip(states(captured), states(plain), strict=True))
     assert len(pairs) > 50 and all(torch.equal(ours, theirs) for ours, theirs in pairs)
@@ -215,7 +221,7 @@ def test_without_a_graph_the_steps_are_plain_and_still_not_far_ahead(pretended_g
     captured, _ = train(lambda step: cuda_graph.Step(step, capture=False), "float32")
     plain, _ = train(lambda step: step, "float32")
     assert not pretended_graph["graphs"]
-    assert pretended_graph["waits"] == 8 - cuda_graph.AHEAD
+    assert pretended_graph["waits"] == 10 - 2 * cuda_graph.AHEAD
     assert torch.equal(captured.generator.project.weight, plain.generator.project.weight)
 
 

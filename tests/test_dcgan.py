@@ -115,6 +115,29 @@ def test_a_step_moves_both_networks_and_the_discriminator_by_its_own_loss_only(m
     assert not torch.equal(generator, other_generator)
 
 
+def test_the_gradient_penalty_is_that_of_mescheder_et_al_times_the_pixels():
+    images = torch.zeros(2, 1, 28, 28, requires_grad=True)
+    slopes = torch.tensor([1.0, 3.0])
+    logits = (slopes * images.mean((1, 2, 3)))[:, None]  # a gradient of slope / 784 at each pixel
+    squared = [784 * (slope / 784) ** 2 for slope in (1.0, 3.0)]
+    penalty = train_model.gradient_penalty(images, torch.cat([logits, 7 * logits], dim=1))
+    assert penalty.item() == pytest.approx(784 * sum(squared) / 2 / 2)
+
+
+def test_a_gradient_penalty_flattens_the_discriminator_at_real_images():
+    real = torch.rand(64, 1, 28, 28) * 2 - 1
+
+    def slope(penalty):
+        torch.manual_seed(1)
+        model = train_model.build({"generator": {}, "discriminator": {}}, torch.device("cpu"))
+        for _ in range(20):
+            train_model.train_step(real, torch.zeros(64, 0), model, "float32", penalty)
+        images = real.clone().requires_grad_(True)
+        return train_model.gradient_penalty(images, model.discriminator(images)).item()
+
+    assert slope(penalty=0.01) < 0.5 * slope(penalty=0.0)
+
+
 def test_a_step_says_what_its_losses_and_verdicts_were():
     """Before the step moves a weight; the numbers of log.csv are means of these."""
     torch.manual_seed(0)
