@@ -173,9 +173,10 @@ def command(name, **options):
 
     options: its constants, {name: value}; those that are as in the script are left out.
     """
-    folder = os.path.dirname(sys.argv[0])
-    source = (Path(__file__).parent.parent / name).read_text(encoding="utf-8")
-    words = ["python", os.path.join(folder, name)]
+    path = Path(__file__).resolve().parent.parent / name
+    source = path.read_text(encoding="utf-8")
+    same_drive = path.anchor == Path.cwd().anchor
+    words = ["python", os.path.relpath(path) if same_drive else str(path)]
     for key, value in options.items():
         if not re.search(f"^{key} = {re.escape(json.dumps(value))}  #", source, re.MULTILINE):
             words.append(f"--{key}={value}")

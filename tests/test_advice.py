@@ -61,14 +61,17 @@ def test_a_finished_run_is_reported_though_another_was_trained_since(small, trai
     assert "images/first/report.html" in follow(text)
 
 
-def test_a_command_says_where_the_script_is(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train_model.py"])
+def test_a_command_says_where_the_script_is(monkeypatch, tmp_path):
+    monkeypatch.chdir(REPO)
     assert script.command("generate_report.py") == "python generate_report.py"
     assert script.command("generate_report.py", MODELS_DIR="models", RUN_NAME="a b").endswith(
         "generate_report.py '--RUN_NAME=a b'"
     )
-    monkeypatch.setattr("sys.argv", ["../my code/train_model.py"])
-    assert script.command("generate_report.py") == "python '../my code/generate_report.py'"
+    monkeypatch.chdir(REPO / "benchmarks")
+    assert script.command("generate_report.py") == "python ../generate_report.py"
+    monkeypatch.chdir(tmp_path)
+    _, path = shlex.split(script.command("generate_report.py"))
+    assert Path(path).samefile(REPO / "generate_report.py")
 
 
 def test_a_copy_of_a_run_is_not_the_one_trained_last(train):
