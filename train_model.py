@@ -385,7 +385,8 @@ def train_step(real, labels, model, dtype, penalty=0.0):
 # Half the squared gradient of D's first logit at real images (R1, Mescheder et al. 2018, section
 # 4.1), times the pixels of an image, so that one weight suits all sizes
 def gradient_penalty(real, real_logits):
-    (gradient,) = torch.autograd.grad(real_logits[:, 0].sum(), real, create_graph=True)
+    first = real_logits.reshape(len(real), -1)[:, 0]  # also of logits (N,)
+    (gradient,) = torch.autograd.grad(first.sum(), real, create_graph=True)
     return (real[0].numel() * gradient).square().mean() / 2
 
 
