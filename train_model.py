@@ -49,7 +49,7 @@ LATENT_DIM = 100  # length of the latent vector z [1 to 10000]
 LEARNING_RATE = 1e-4  # step size of Adam, both networks [1e-8 to 1.0]
 LR_DECAY_START = 6000  # steps after which the step size falls as 1 / step [1 to 1000000000]
 BETA1 = 0.5  # Adam's decay of the gradient's mean [0.0 to 0.999]
-R1 = 5e-6  # weight of the gradient penalty on D, for each pixel; 0: none [0.0 to 1.0]
+R1 = 0.02  # weight of the gradient penalty on D at 64 pixels; 0: none [0.0 to 1000.0]
 LOOKAHEAD = 0.2  # last part of the steps of EPOCHS, in which the networks settle [0.0 to 1.0]
 EMA_HALF_LIFE = 10000  # of a weight in the longest moving average, images [0 to 1000000000]
 SEED = 0  # of the weights, the latents and the order of the images [0 to 2147483647]
@@ -383,11 +383,12 @@ def train_step(real, labels, model, dtype, penalty=0.0):
 
 
 # Half the squared gradient of D's first logit at real images (R1, Mescheder et al. 2018, section
-# 4.1), times the pixels of an image, so that one weight suits all sizes
+# 4.1). The more pixels, the less one of them changes a logit; scaled to 64x64 pixels, one weight
+# suits all sizes.
 def gradient_penalty(real, real_logits):
     first = real_logits.reshape(len(real), -1)[:, 0]  # also of logits (N,)
     (gradient,) = torch.autograd.grad(first.sum(), real, create_graph=True)
-    return (real[0].numel() * gradient).square().mean() / 2
+    return (real[0].numel() / 64**2 * gradient).square().sum((1, 2, 3)).mean() / 2
 
 
 # -log D(x) - log(1 - D(G(z))), D being the sigmoid of a logit (Goodfellow et al. 2014, eq. 1)

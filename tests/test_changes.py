@@ -127,7 +127,7 @@ def test_an_optimiser_that_changed_is_refused_by_name(run, train, edit, pattern,
 CODE = {
     "generator_loss": (r"(def generator_loss\(.*\):\n)", r"\1    fake_logits = 2 * fake_logits\n"),
     "discriminator_loss": (r"(def discriminator_loss\(.*\):\n)", r"\1    real_logits *= 2\n"),
-    "gradient_penalty": (r"\.mean\(\) / 2", ".mean()"),
+    "gradient_penalty": (r"\.mean\(\) / 2\n", ".mean()\n"),
     "train_step": (r"    loss_g\.backward\(\)\n", "    (2 * loss_g).backward()\n"),
     "set_learning_rate": (r"LEARNING_RATE \* min", "LEARNING_RATE * max"),
 }

@@ -115,13 +115,14 @@ def test_a_step_moves_both_networks_and_the_discriminator_by_its_own_loss_only(m
     assert not torch.equal(generator, other_generator)
 
 
-def test_the_gradient_penalty_is_that_of_mescheder_et_al_times_the_pixels():
-    images = torch.zeros(2, 1, 28, 28, requires_grad=True)
+@pytest.mark.parametrize("size", [28, 64, 128])
+def test_the_gradient_penalty_is_that_of_mescheder_et_al_scaled_to_64_pixels(size):
+    images = torch.zeros(2, 1, size, size, requires_grad=True)
     slopes = torch.tensor([1.0, 3.0])
-    logits = (slopes * images.mean((1, 2, 3)))[:, None]  # a gradient of slope / 784 at each pixel
-    squared = [784 * (slope / 784) ** 2 for slope in (1.0, 3.0)]
+    logits = (slopes * images.mean((1, 2, 3)))[:, None]  # a gradient of slope / size^2 at a pixel
+    squared = [size**2 * (slope / 64**2) ** 2 for slope in (1.0, 3.0)]
     penalty = train_model.gradient_penalty(images, torch.cat([logits, 7 * logits], dim=1))
-    assert penalty.item() == pytest.approx(784 * sum(squared) / 2 / 2)
+    assert penalty.item() == pytest.approx(sum(squared) / 2 / 2)
 
 
 def test_a_gradient_penalty_flattens_the_discriminator_at_real_images():
