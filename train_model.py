@@ -388,7 +388,7 @@ def train_step(real, labels, model, dtype, penalty=0.0):
 def gradient_penalty(real, real_logits):
     first = real_logits.reshape(len(real), -1)[:, 0]  # also of logits (N,)
     (gradient,) = torch.autograd.grad(first.sum(), real, create_graph=True)
-    return (real[0].numel() / 64**2 * gradient).square().sum((1, 2, 3)).mean() / 2
+    return ((real.shape[-1] / 64) ** 2 * gradient).square().sum((1, 2, 3)).mean() / 2
 
 
 # -log D(x) - log(1 - D(G(z))), D being the sigmoid of a logit (Goodfellow et al. 2014, eq. 1)
