@@ -163,7 +163,7 @@ def new_run(images, labels, data, info, model_args, device, constants):
     constants: what the checkpoints say of them.
     """
     model = build(model_args, device)
-    functions = [train_step, set_learning_rate, lookahead]
+    functions = [train_step, set_learning_rate, penalty_weight, lookahead]
     functions += [generator_loss, discriminator_loss, gradient_penalty]
     run = Run(
         settings=constants,
@@ -248,10 +248,11 @@ def train(images, labels, run, progress, model, folder, reference):
     epoch_images = len(images) // BATCH_SIZE * BATCH_SIZE  # the last incomplete batch is dropped
     if progress.step == 0 and distributed.is_first():  # a full disk shows now, not after an hour
         checkpoint.save_run(run, progress, model, folder)
-    step = functools.partial(train_step, model=model, dtype=DTYPE)
-    steps = [step, functools.partial(step, penalty=16 * R1)]  # every 16th has it, for all 16
-    if labels.is_cuda:
-        steps = [Step(step, CUDA_GRAPHS and hardware.processes() == 1) for step in steps]
+    steps = {}  # by the weight of the penalty, of which a CUDA graph knows one
+    for weight in {penalty_weight(0), penalty_weight(1)}:
+        step = functools.partial(train_step, model=model, dtype=DTYPE, penalty=weight)
+        graph = CUDA_GRAPHS and hardware.processes() == 1
+        steps[weight] = Step(step, graph) if labels.is_cuda else step
     speed = log.Speed()
     last = last_save = last_status = time.monotonic()
     sizes = {"total": EPOCHS * epoch_images, "initial": progress.step * BATCH_SIZE}
@@ -266,7 +267,7 @@ def train(images, labels, run, progress, model, folder, reference):
 
                 # Update D, G and the averages of G.
                 set_learning_rate(model, progress.step + 1)
-                step = steps[progress.step % 16 == 0]
+                step = steps[penalty_weight(progress.step)]
                 progress.running_sums += step(dataset.to_network(pixels), own_labels)
                 progress.images_seen += BATCH_SIZE
                 progress.step += 1
@@ -313,6 +314,11 @@ def set_learning_rate(model, step):
     for group in model.optimizer_g.param_groups + model.optimizer_d.param_groups:
         rate = LEARNING_RATE * min(1.0, LR_DECAY_START / step)
         group["lr"] = group["lr"].fill_(rate) if torch.is_tensor(group["lr"]) else rate
+
+
+def penalty_weight(step):
+    """Return the weight of gradient_penalty in a step: every 16th has it, for all 16."""
+    return 0.0 if step % 16 else 16 * R1
 
 
 @torch.no_grad()

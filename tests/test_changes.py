@@ -129,6 +129,7 @@ CODE = {
     "discriminator_loss": (r"(def discriminator_loss\(.*\):\n)", r"\1    real_logits *= 2\n"),
     "gradient_penalty": (r"\.mean\(\) / 2\n", ".mean()\n"),
     "train_step": (r"    loss_g\.backward\(\)\n", "    (2 * loss_g).backward()\n"),
+    "penalty_weight": ("step % 16 else", "step % 8 else"),
     "set_learning_rate": (r"LEARNING_RATE \* min", "LEARNING_RATE * max"),
 }
 
