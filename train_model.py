@@ -32,7 +32,7 @@ from common.ema import update_bn, update_ema
 from common.errors import UserError
 from common.schema import Model, Progress, Run
 from common.threads import choose_threads
-from dcgan import Discriminator, Generator, texture_scales
+from dcgan import Discriminator, Generator, haar_bands, halve, texture_scales
 
 # --- Data ---
 DATASET = "chestmnist"  # a 2-D MedMNIST data set, "phantom" (drawn), or the path of your own images
@@ -50,6 +50,7 @@ LEARNING_RATE = 1e-4  # step size of Adam, both networks [1e-8 to 1.0]
 LR_DECAY_START = 6000  # steps after which the step size falls as 1 / step [1 to 1000000000]
 BETA1 = 0.5  # Adam's decay of the gradient's mean [0.0 to 0.999]
 R1 = 0.02  # weight of the gradient penalty on D at 64 pixels; 0: none [0.0 to 1000.0]
+MATCHING = 0.3  # weight of matching_loss on G: detail varies; 0: none [0.0 to 1000.0]
 LOOKAHEAD = 0.2  # last part of the steps of EPOCHS, in which the networks settle [0.0 to 1.0]
 EMA_HALF_LIFE = 10000  # of a weight in the longest moving average, images [0 to 1000000000]
 SEED = 0  # of the weights, the latents and the order of the images [0 to 2147483647]
@@ -164,7 +165,7 @@ def new_run(images, labels, data, info, model_args, device, constants):
     """
     model = build(model_args, device)
     functions = [train_step, set_learning_rate, penalty_weight, lookahead]
-    functions += [generator_loss, discriminator_loss, gradient_penalty]
+    functions += [generator_loss, discriminator_loss, gradient_penalty, matching_loss]
     run = Run(
         settings=constants,
         channels=images.shape[1],
@@ -378,7 +379,7 @@ def train_step(real, labels, model, dtype, penalty=0.0):
         logits = discriminator(fake, labels).float()
     loss_g = generator_loss(logits)
     model.optimizer_g.zero_grad()
-    loss_g.backward()
+    (loss_g + MATCHING * matching_loss(real, fake) if MATCHING else loss_g).backward()
     distributed.average_gradients(generator)
     model.optimizer_g.step()
     discriminator.requires_grad_(True)
@@ -395,6 +396,21 @@ def gradient_penalty(real, real_logits):
     first = real_logits.reshape(len(real), -1)[:, 0]  # also of logits (N,)
     (gradient,) = torch.autograd.grad(first.sum(), real, create_graph=True)
     return ((real.shape[-1] / 64) ** 2 * gradient).square().sum((1, 2, 3)).mean() / 2
+
+
+# Squared distance of the mean detail of real and synthetic images, place by place, over the power
+# of detail (feature matching of Haar bands, Salimans et al. 2016, section 3.1). D sees one image at
+# a time and accepts ribs and grain that are at the same place in every image. (sum_i gap_i)^2 is
+# without i = j, so that its expected value is not raised by the noise of a batch's means.
+def matching_loss(real, fake):
+    real, fake, n, loss = real.detach(), fake.float(), len(real), 0.0
+    while real.shape[-1] >= 28:  # as dcgan.texture_scales
+        bands = [haar_bands(images, (1, 1, 1, 1))[:, images.shape[1] :] for images in (real, fake)]
+        gap, energy = bands[0] - bands[1], bands[0].square().mean((0, 2, 3)).clamp(min=1e-6)
+        pairs = (gap.sum(0).square() - gap.square().sum(0)).mean((1, 2)) / (n * max(1, n - 1))
+        loss = loss + (pairs / energy).mean()
+        real, fake = halve(real), halve(fake)
+    return loss
 
 
 # -log D(x) - log(1 - D(G(z))), D being the sigmoid of a logit (Goodfellow et al. 2014, eq. 1)

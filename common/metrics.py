@@ -10,7 +10,7 @@ Features and distances are those of images averaged to 28 or 32 pixels a side (`
 import torch
 from torch.nn.functional import avg_pool2d
 
-from common.spectrum import band_amplitudes, band_ratios, check_images, worst_band
+from common.spectrum import band_amplitudes, band_ratios, check_images, shared_detail, worst_band
 
 CHUNK = 1024  # rows of a distance or kernel matrix held in memory at once
 MIN_IMAGES = 20  # with fewer no metric is computed: five neighbours would be a quarter of them
@@ -225,9 +225,9 @@ def evaluate(reference, synthetic):
     """Return the metrics that are cheap enough for every epoch, rounded to four digits.
 
     Formula, range, better direction and source: as for `precision`, `recall`, `coverage`,
-    `frechet_distance` and `band_ratios`. reference: as `fit_reference` returns. Shapes: uint8
-    (n, C, S, S), with as many images as `fit_reference` got real ones -> {"precision": a,
-    "recall": b, "coverage": c, "frechet": d, "vertical_06": e, ...}.
+    `frechet_distance`, `shared_detail` and `band_ratios`. reference: as `fit_reference` returns.
+    Shapes: uint8 (n, C, S, S), with as many images as `fit_reference` got real ones ->
+    {"precision": a, "recall": b, "coverage": c, "frechet": d, "shared": e, "vertical_06": f, ...}.
     """
     ours = features(synthetic, reference["mean"], reference["basis"])
     real = reference["features"]
@@ -237,6 +237,7 @@ def evaluate(reference, synthetic):
         "recall": recall(real, ours),
         "coverage": float(inside.any(1).double().mean()),
         "frechet": frechet_distance(real, ours),
+        "shared": shared_detail(synthetic),
     } | band_ratios(synthetic, reference["amplitudes"])
     return {name: round(number, 4) for name, number in numbers.items()}
 

@@ -61,7 +61,7 @@ ROW = Table(  # of the history
     {"epoch": Integer(1), "step": Integer(1)}
     | dict.fromkeys(("loss_discriminator", "loss_generator", "d_real", "d_fake"), Number()),
     optional={"seconds": SECONDS, "maintenance_seconds": SECONDS, "images_per_second": Number(0)}
-    | dict.fromkeys(("precision", "recall", "coverage", "frechet"), Number())
+    | dict.fromkeys(("precision", "recall", "coverage", "frechet", "shared"), Number())
     | dict.fromkeys(spectrum.RATIOS, Number(1e-9)),
     others=VALUE,
 )

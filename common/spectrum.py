@@ -76,6 +76,22 @@ def band_ratios(synthetic, amplitudes):
     return dict(zip(RATIOS, ratios.flatten().tolist(), strict=True))
 
 
+def shared_detail(images):
+    """Return the share of fine detail that is the same in all images, at the same place.
+
+    Formula: s = the power of the mean image over that of the images (`power_spectrum`), of at least
+    0.22 cycles per pixel; (N s - 1) / (N - 1), so that N independent images have 0 on average.
+    Shapes: uint8 (N, C, S, S), N > 1 -> a number. Range: 0 to 1, and by chance a little below 0.
+    Real images have what their outlines and markers share; more means a pattern that the generator
+    draws into every image. Source: ours.
+    """
+    down, across = frequencies(images.shape[-1])
+    fine = down.hypot(across) >= BANDS[-2]
+    mean = images.mean(0, keepdim=True, dtype=torch.double)
+    own, every = (power_spectrum(part)[fine].sum().item() for part in (mean, images))
+    return (len(images) * own / max(every, 1e-9) - 1) / (len(images) - 1)
+
+
 def band_text(low):
     """Return a band of BANDS as "0.15 to 0.22"; low: the last two digits of its name in RATIOS."""
     edges = [*BANDS, 0.71]

@@ -33,6 +33,11 @@ METRICS = {
         "lower",
         "the same with a cubic kernel, which sees skewness too; can be slightly below 0",
     ),
+    "shared": (
+        "Shared detail",
+        "as real images",
+        "share of fine detail that is at the same place in every image",
+    ),
 }
 COARSER = ("half", "a quarter of", "an eighth of", "a sixteenth of", "a thirty-second of")
 AMPLITUDE = (

@@ -128,7 +128,8 @@ CODE = {
     "generator_loss": (r"(def generator_loss\(.*\):\n)", r"\1    fake_logits = 2 * fake_logits\n"),
     "discriminator_loss": (r"(def discriminator_loss\(.*\):\n)", r"\1    real_logits *= 2\n"),
     "gradient_penalty": (r"\.mean\(\) / 2\n", ".mean()\n"),
-    "train_step": (r"    loss_g\.backward\(\)\n", "    (2 * loss_g).backward()\n"),
+    "matching_loss": (r"clamp\(min=1e-6\)", "clamp(min=1e-3)"),
+    "train_step": (r"else loss_g\)\.backward\(\)\n", "else 2 * loss_g).backward()\n"),
     "penalty_weight": ("step % 16 else", "step % 8 else"),
     "set_learning_rate": (r"LEARNING_RATE \* min", "LEARNING_RATE * max"),
 }
@@ -164,7 +165,7 @@ def test_a_constant_that_may_change_may_also_be_new(run, train, edit):
 def test_code_whose_comments_and_docstrings_changed_is_the_same(run, train, edit):
     small = train("--EPOCHS=1")
     new = r'\1    """A docstring."""  # and a comment\n'
-    script = edit(r"(def \w+_loss\(.*\):\n)", new, count=2)
+    script = edit(r"(def \w+_loss\(.*\):\n)", new, count=3)
     source = Path(script).read_text().replace("Update D, then G, by one step each.", "Update both.")
     Path(script).write_text(source)
     assert run(script, *small, "--EPOCHS=2").status == 0

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import dcgan
 import train_model
 from common.data import dataset
 from common.ema import update_bn, update_ema
@@ -137,6 +138,22 @@ def test_a_gradient_penalty_flattens_the_discriminator_at_real_images():
         return train_model.gradient_penalty(images, model.discriminator(images)).item()
 
     assert slope(penalty=200.0) < 0.5 * slope(penalty=0.0)
+
+
+@pytest.mark.parametrize(("size", "levels"), [(28, 1), (64, 2)])
+def test_matching_finds_a_pattern_that_all_synthetic_images_share(size, levels):
+    random = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(2, 16, 1, size, size, generator=random)
+    pattern = torch.randn(1, 1, size, size, generator=random)
+    shares, image, pixels = 0, pattern, real
+    for _ in range(levels):
+        bands, own = (dcgan.haar_bands(x, (1, 1, 1, 1))[:, 1:] for x in (image, pixels))
+        shares += (bands.square() / own.square().mean((0, 2, 3), keepdim=True)).mean().item()
+        image, pixels = dcgan.halve(image), dcgan.halve(pixels)
+    assert train_model.matching_loss(real, real + pattern).item() == pytest.approx(shares, rel=1e-3)
+    assert abs(train_model.matching_loss(real, fake).item()) < 0.05, "a mean of 16 has 2 / 16"
+    assert train_model.matching_loss(real[:1], fake[:1]) == 0  # a process with one image of a step
+    assert train_model.matching_loss(0 * real, 0 * fake) == 0
 
 
 def test_a_step_says_what_its_losses_and_verdicts_were():

@@ -445,6 +445,7 @@ def test_the_cheap_numbers_of_an_epoch_are_those_of_the_functions(halves):
     reference = metrics.fit_reference(images, real)
     found = metrics.evaluate(reference, other)
     bands = spectrum.band_ratios(other, spectrum.band_amplitudes(real))
+    bands["shared"] = spectrum.shared_detail(other)
     mean, basis = metrics.fit_features(images)
     real, other = metrics.features(real, mean, basis), metrics.features(other, mean, basis)
     assert found == {name: pytest.approx(ratio, abs=1e-4) for name, ratio in bands.items()} | {

@@ -92,6 +92,19 @@ def test_vertical_waves_are_those_of_horizontal_stripes(films):
     assert upright[0, RIBS] == pytest.approx(1, abs=0.01)
 
 
+def test_a_pattern_that_all_images_share_is_told_from_noise_of_their_own(films):
+    random = torch.Generator().manual_seed(0)
+    own, shared = (6 * torch.randn(n, *films.shape[1:], generator=random) for n in (len(films), 1))
+    real = spectrum.shared_detail(films)
+    assert abs(spectrum.shared_detail(films[:20]) - real) < 0.05, "it does not depend on n"
+    noisy, patterned = (spectrum.shared_detail(add(films, noise)) for noise in (own, shared))
+    assert noisy < 0.6 * real < 0.2 and patterned > 0.4
+    assert spectrum.shared_detail(films[:1].expand_as(films)) == pytest.approx(1)
+    assert spectrum.shared_detail(torch.zeros_like(films)) <= 0
+    ratios = metrics.band_ratios(add(films, shared), spectrum.band_amplitudes(add(films, own)))
+    assert all(0.9 < ratio < 1.1 for ratio in ratios.values()), "the bands do not see it"
+
+
 def test_the_worst_band_is_the_one_furthest_from_1_on_either_side():
     row = dict.fromkeys(spectrum.RATIOS, 1.0) | {"vertical_15": 0.6, "all_32": 1.9}
     assert spectrum.worst_band(row) == ("all_32", 1.9)
