@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import checkpoint, distributed, files, hardware, log, metrics, runs, sampling, spectrum
+from common import checkpoint, distributed, files, hardware, log, metrics, runs, sampling
 from common.cuda_graph import Step
 from common.data import dataset, jpeg
 from common.data.labels import count_labels, encode_labels
@@ -52,7 +52,7 @@ BETA1 = 0.5  # Adam's decay of the gradient's mean [0.0 to 0.999]
 R1 = 0.02  # weight of the gradient penalty on D at 64 pixels; 0: none [0.0 to 1000.0]
 MATCHING = 0.3  # weight of matching_loss on G: detail varies; 0: none [0.0 to 1000.0]
 LOOKAHEAD = 0.2  # last part of the steps of EPOCHS, in which the networks settle [0.0 to 1.0]
-EMA_HALF_LIFE = 10000  # of a weight in the longest moving average, images [0 to 1000000000]
+EMA_HALF_LIFE = 10000  # of a weight in the moving average, images [0 to 1000000000]
 SEED = 0  # of the weights, the latents and the order of the images [0 to 2147483647]
 
 # --- Metrics ---
@@ -209,13 +209,11 @@ def build(model_args, device):
     generator = Generator(**model_args["generator"]).to(**layout)
     discriminator = Discriminator(**model_args["discriminator"]).to(**layout)
     frozen = copy.deepcopy(torch.nn.ModuleList([generator, discriminator])).requires_grad_(False)
-    averages = [copy.deepcopy(frozen[0]).eval() for _ in half_lives()]
     adam = {"lr": LEARNING_RATE, "betas": (BETA1, 0.999), "fused": True, "capturable": True}
     model = Model(
         generator=generator,
         discriminator=discriminator,
-        averages=torch.nn.ModuleList(averages),
-        generator_ema=copy.deepcopy(averages[0]),
+        generator_ema=copy.deepcopy(frozen[0]).eval(),
         slow=frozen,
         optimizer_g=torch.optim.Adam(generator.parameters(), **adam),
         optimizer_d=torch.optim.Adam(discriminator.parameters(), **adam),
@@ -266,7 +264,7 @@ def train(images, labels, run, progress, model, folder, reference):
                 batch = distributed.local_rows(progress.permutation[start : start + BATCH_SIZE])
                 pixels, own_labels = hardware.fetch(images, labels, batch)
 
-                # Update D, G and the averages of G.
+                # Update D, G and the average of G.
                 set_learning_rate(model, progress.step + 1)
                 step = steps[penalty_weight(progress.step)]
                 progress.running_sums += step(dataset.to_network(pixels), own_labels)
@@ -274,8 +272,7 @@ def train(images, labels, run, progress, model, folder, reference):
                 progress.step += 1
                 lookahead(model, progress.step, EPOCHS * (epoch_images // BATCH_SIZE))
                 seen = progress.step * BATCH_SIZE
-                for average, half_life in zip(model.averages, half_lives(), strict=True):
-                    update_ema(average, model.generator, seen, BATCH_SIZE, half_life)
+                update_ema(model.generator_ema, model.generator, seen, BATCH_SIZE, EMA_HALF_LIFE)
 
                 # Show the status.
                 now = time.monotonic()
@@ -291,7 +288,7 @@ def train(images, labels, run, progress, model, folder, reference):
                 # Save a checkpoint.
                 signals = distributed.sync_signals(caught)
                 if signals.save or now - last_save > 60 * CHECKPOINT_MINUTES:
-                    show_average(model, progress.average, run.label_counts)
+                    update_bn(model.generator_ema, run.label_counts, SEED, DTYPE)
                     if distributed.is_first():
                         checkpoint.save_run(run, progress, model, folder)
                     last, last_save, signals.save = time.monotonic(), now, False
@@ -335,17 +332,6 @@ def lookahead(model, step, last_step):
         slow = [*model.slow.parameters()]
         torch._foreach_lerp_(slow, networks, 0.5 if step > (1 - LOOKAHEAD) * last_step else 1.0)
         torch._foreach_copy_(networks, slow)
-
-
-def half_lives():
-    """Return the half-lives of the averages of the generator's weights, in images."""
-    return EMA_HALF_LIFE, EMA_HALF_LIFE / 5, EMA_HALF_LIFE / 20
-
-
-def show_average(model, number, label_counts):
-    """Make generator_ema, from which all images are drawn, a copy of one of the averages."""
-    model.generator_ema.load_state_dict(model.averages[number].state_dict())
-    update_bn(model.generator_ema, label_counts, SEED, DTYPE)
 
 
 @errors.short_of_memory("BATCH_SIZE")
@@ -429,26 +415,15 @@ def generator_loss(fake_logits):
 def end_epoch(n, run, progress, model, folder, reference):
     """Evaluate and write what is due after an epoch, prepare the next. Returns a status line.
 
-    n: training images. Images are drawn from the longest average that keeps the detail of the
-    shortest: in every band 0.9 of its amplitude, or of that of real images where it has more. At 28
-    pixels that is the longest, at 64 pixels the second (docs/RESULTS.md). The checkpoint is written
-    last, so all that it says is done is on the disk.
+    n: training images. The checkpoint is written last, so all that it says is done is on the disk.
     """
     checkpoint.check_finite(progress, model, folder)
     begin = time.monotonic()
-    number, scores, shortest = 0, {}, {}
-    for number in (2, 0, 1, 2) if reference else ():
-        show_average(model, number, run.label_counts)
+    update_bn(model.generator_ema, run.label_counts, SEED, DTYPE)
+    scores = {}
+    if reference:
         drawn = run.label_counts, reference["n"], SEED, DTYPE
         scores = metrics.evaluate(reference, sampling.sample(model.generator_ema, *drawn))
-        scores["ema_half_life"] = half_lives()[number]
-        kept = (scores[b] >= 0.9 * min(1.0, shortest[b]) for b in spectrum.RATIOS)
-        if shortest and all(kept):
-            break
-        shortest = shortest or scores
-    progress.average = distributed.broadcast(number)  # one process has measured
-    if not reference:
-        show_average(model, progress.average, run.label_counts)
     end = time.monotonic()
     progress.maintenance_seconds += end - begin
     progress.history.append(log.row(run, progress, scores))

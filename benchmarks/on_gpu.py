@@ -113,7 +113,7 @@ def differences(name, other):
         checkpoint.load(f"models/{each}/checkpoint.pt", checkpoint.CHECKPOINT)
         for each in (name, other)
     )
-    parts = ["generator", "discriminator", "averages", "slow", "optimizer_g", "optimizer_d"]
+    parts = ["generator", "discriminator", "generator_ema", "slow", "optimizer_g", "optimizer_d"]
     pairs = zip(
         *(tree_leaves([run[part] for part in parts]) for run in (ours, theirs)), strict=True
     )
@@ -157,8 +157,7 @@ def time_steps(size, batch, dtype, device):
         pixels, own = hardware.fetch(images, labels, order[:batch])
         sums.add_(step(dataset.to_network(pixels), own))
         train_model.lookahead(model, 20, 1)
-        for average in model.averages:
-            ema.update_ema(average, model.generator, 10**6, batch, 10**4)
+        ema.update_ema(model.generator_ema, model.generator, 10**6, batch, 10**4)
 
     step = partial(train_model.train_step, model=model, dtype=dtype)
     one(step)

@@ -18,7 +18,7 @@ from common.data import dataset
 from common.data.labels import label_names
 from common.validate import ByType, Integer, ListOf, Number, OneOf, Table, Tensor, Text, describe
 
-FORMAT = 2  # of checkpoints; another one is refused
+FORMAT = 3  # of checkpoints; another one is refused
 NONE = (type(None), None)
 PATH = Text(r"[^\0]*")
 PLAIN = ((str, Text()), (bool, None), (int, Integer(-(2**127), 2**127)), (float, None), NONE)
@@ -111,7 +111,6 @@ class Progress:
     saved_at: Annotated[float, Number(0, 1e12)] = 0.0  # seconds since 1970
     epoch: Annotated[int, Integer()] = 0  # finished epochs
     step: Annotated[int, Integer()] = 0  # finished steps, over all epochs
-    average: Annotated[int, Integer(0, 2)] = 0  # number of the average that is shown
     # of the GPU that was used last; kept while a CPU trains
     rng_cuda: Annotated[torch.Tensor | None, ByType((NONE, (torch.Tensor, RNG)))] = None
     # the rows of log.csv, one per epoch
@@ -124,8 +123,7 @@ class Model:
 
     generator: Annotated[torch.nn.Module, STATE_DICT]
     discriminator: Annotated[torch.nn.Module, STATE_DICT]
-    averages: Annotated[torch.nn.ModuleList, STATE_DICT]  # of generators, the longest one first
-    generator_ema: Annotated[torch.nn.Module, STATE_DICT]  # a copy of the one that is shown
+    generator_ema: Annotated[torch.nn.Module, STATE_DICT]
     slow: Annotated[torch.nn.ModuleList, STATE_DICT]  # both networks, for train_model.lookahead
     optimizer_g: Annotated[torch.optim.Optimizer, OPTIMIZER]
     optimizer_d: Annotated[torch.optim.Optimizer, OPTIMIZER]

@@ -20,7 +20,6 @@ def new_model(labels=0):
     return Model(
         generator=generator,
         discriminator=discriminator,
-        averages=torch.nn.ModuleList([copy.deepcopy(generator)]),
         generator_ema=copy.deepcopy(generator),
         slow=copy.deepcopy(torch.nn.ModuleList([generator, discriminator])),
         optimizer_g=torch.optim.SGD(generator.parameters(), lr=0.1),
