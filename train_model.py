@@ -51,7 +51,6 @@ LR_DECAY_START = 6000  # steps after which the step size falls as 1 / step [1 to
 BETA1 = 0.5  # Adam's decay of the gradient's mean [0.0 to 0.999]
 R1 = 0.02  # weight of the gradient penalty on D at 64 pixels; 0: none [0.0 to 1000.0]
 MATCHING = 0.3  # weight of matching_loss on G: detail varies; 0: none [0.0 to 1000.0]
-LOOKAHEAD = 0.2  # last part of the steps of EPOCHS, in which the networks settle [0.0 to 1.0]
 EMA_HALF_LIFE = 10000  # of a weight in the moving average, images [0 to 1000000000]
 SEED = 0  # of the weights, the latents and the order of the images [0 to 2147483647]
 
@@ -164,7 +163,7 @@ def new_run(images, labels, data, info, model_args, device, constants):
     constants: what the checkpoints say of them.
     """
     model = build(model_args, device)
-    functions = [train_step, set_learning_rate, penalty_weight, lookahead]
+    functions = [train_step, set_learning_rate, penalty_weight]
     functions += [generator_loss, discriminator_loss, gradient_penalty, matching_loss]
     run = Run(
         settings=constants,
@@ -208,13 +207,11 @@ def build(model_args, device):
     layout = {"device": device, "memory_format": torch.channels_last}
     generator = Generator(**model_args["generator"]).to(**layout)
     discriminator = Discriminator(**model_args["discriminator"]).to(**layout)
-    frozen = copy.deepcopy(torch.nn.ModuleList([generator, discriminator])).requires_grad_(False)
     adam = {"lr": LEARNING_RATE, "betas": (BETA1, 0.999), "fused": True, "capturable": True}
     model = Model(
         generator=generator,
         discriminator=discriminator,
-        generator_ema=copy.deepcopy(frozen[0]).eval(),
-        slow=frozen,
+        generator_ema=copy.deepcopy(generator).requires_grad_(False).eval(),
         optimizer_g=torch.optim.Adam(generator.parameters(), **adam),
         optimizer_d=torch.optim.Adam(discriminator.parameters(), **adam),
     )
@@ -270,7 +267,6 @@ def train(images, labels, run, progress, model, folder, reference):
                 progress.running_sums += step(dataset.to_network(pixels), own_labels)
                 progress.images_seen += BATCH_SIZE
                 progress.step += 1
-                lookahead(model, progress.step, EPOCHS * (epoch_images // BATCH_SIZE))
                 seen = progress.step * BATCH_SIZE
                 update_ema(model.generator_ema, model.generator, seen, BATCH_SIZE, EMA_HALF_LIFE)
 
@@ -317,21 +313,6 @@ def set_learning_rate(model, step):
 def penalty_weight(step):
     """Return the weight of gradient_penalty in a step: every 16th has it, for all 16."""
     return 0.0 if step % 16 else 16 * R1
-
-
-@torch.no_grad()
-def lookahead(model, step, last_step):
-    """Every 20 steps in the last part of a run, draw both networks halfway back to slow weights.
-
-    There the slow weights move as well (Lookahead-minmax, Chavdarova et al. 2021). The networks
-    circle each other; this brings them towards the middle, so that fine detail stays in place from
-    step to step and an average keeps it. From the first step on, a run would learn half as fast.
-    """
-    if step % 20 == 0:
-        networks = [*model.generator.parameters(), *model.discriminator.parameters()]
-        slow = [*model.slow.parameters()]
-        torch._foreach_lerp_(slow, networks, 0.5 if step > (1 - LOOKAHEAD) * last_step else 1.0)
-        torch._foreach_copy_(networks, slow)
 
 
 @errors.short_of_memory("BATCH_SIZE")

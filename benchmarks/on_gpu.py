@@ -113,7 +113,7 @@ def differences(name, other):
         checkpoint.load(f"models/{each}/checkpoint.pt", checkpoint.CHECKPOINT)
         for each in (name, other)
     )
-    parts = ["generator", "discriminator", "generator_ema", "slow", "optimizer_g", "optimizer_d"]
+    parts = ["generator", "discriminator", "generator_ema", "optimizer_g", "optimizer_d"]
     pairs = zip(
         *(tree_leaves([run[part] for part in parts]) for run in (ours, theirs)), strict=True
     )
@@ -156,7 +156,6 @@ def time_steps(size, batch, dtype, device):
         train_model.set_learning_rate(model, 1)
         pixels, own = hardware.fetch(images, labels, order[:batch])
         sums.add_(step(dataset.to_network(pixels), own))
-        train_model.lookahead(model, 20, 1)
         ema.update_ema(model.generator_ema, model.generator, 10**6, batch, 10**4)
 
     step = partial(train_model.train_step, model=model, dtype=dtype)

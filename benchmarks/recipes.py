@@ -21,7 +21,7 @@ import numpy as np
 
 
 def ours(images, device, seed):
-    """The recipe of train_model.py, without its end: no lookahead."""
+    """The recipe of train_model.py."""
     import torch
 
     import train_model

@@ -124,7 +124,6 @@ class Model:
     generator: Annotated[torch.nn.Module, STATE_DICT]
     discriminator: Annotated[torch.nn.Module, STATE_DICT]
     generator_ema: Annotated[torch.nn.Module, STATE_DICT]
-    slow: Annotated[torch.nn.ModuleList, STATE_DICT]  # both networks, for train_model.lookahead
     optimizer_g: Annotated[torch.optim.Optimizer, OPTIMIZER]
     optimizer_d: Annotated[torch.optim.Optimizer, OPTIMIZER]
 

@@ -86,7 +86,6 @@ def test_each_image_is_judged_with_its_own_label_and_fakes_have_those_of_real_on
         generator=generator,
         discriminator=discriminator,
         generator_ema=generator,
-        slow=torch.nn.ModuleList(),
         optimizer_g=torch.optim.SGD(generator.parameters(), lr=0.0),
         optimizer_d=torch.optim.SGD(discriminator.parameters(), lr=0.0),
     )

@@ -21,7 +21,6 @@ def new_model(labels=0):
         generator=generator,
         discriminator=discriminator,
         generator_ema=copy.deepcopy(generator),
-        slow=copy.deepcopy(torch.nn.ModuleList([generator, discriminator])),
         optimizer_g=torch.optim.SGD(generator.parameters(), lr=0.1),
         optimizer_d=torch.optim.SGD(discriminator.parameters(), lr=0.1),
     )
@@ -189,24 +188,6 @@ def test_no_half_life_means_no_averaging():
     generator, average = Generator(), Generator()
     update_ema(average, generator, images_seen=64, batch_size=64, half_life=0)
     assert torch.equal(average.project.weight, generator.project.weight)
-
-
-def test_lookahead_draws_both_networks_halfway_back_late_in_a_run():
-    model = new_model()
-    before = model.generator.project.weight.clone(), model.discriminator.head.weight.clone()
-
-    def move(step):
-        with torch.no_grad():
-            model.generator.project.weight.add_(1.0)
-            model.discriminator.head.weight.add_(2.0)
-        train_model.lookahead(model, step, last_step=100)
-        weights = model.generator.project.weight, model.discriminator.head.weight
-        return [(new - old).mean().item() for new, old in zip(weights, before, strict=True)]
-
-    assert move(79) == pytest.approx([1, 2])  # not a multiple of 20
-    assert move(80) == pytest.approx([2, 4])  # before the last fifth: nothing is drawn back
-    assert move(99) == pytest.approx([3, 6])
-    assert move(100) == pytest.approx([3, 6])  # halfway from 4 and 8 to those of step 80
 
 
 def test_the_averaged_generator_gets_the_statistics_of_its_own_images():

@@ -117,19 +117,6 @@ def test_seconds_are_those_of_steps_and_all_else_is_maintenance(run, small, monk
     assert left == ["0:03:26", "0:02:03", "0:00:00"]  # both together
 
 
-def test_a_run_resumes_within_lookahead_and_gives_other_weights_without_it(run, small):
-    small += ["--BATCH_SIZE=8", "--EPOCHS=2", "--METRIC_IMAGES=0"]  # 50 steps
-    with signal_in_step(35, signal.SIGINT):  # between the returns at 20 and 40
-        assert run("train_model.py", *small, "--LOOKAHEAD=0.7").status == 130
-    assert run("train_model.py", *small, "--LOOKAHEAD=0.7").status == 0
-    run("train_model.py", *small, "--LOOKAHEAD=0.7", "--RUN_NAME=straight")
-    assert_same_run("phantom", "straight")
-    run("train_model.py", *small, "--LOOKAHEAD=0", "--RUN_NAME=without")
-    paths = [f"models/{name}/generator_epoch_0002.pt" for name in ("phantom", "without")]
-    weights = [checkpoint.load_generator(path).project.weight for path in paths]
-    assert not torch.equal(*weights)
-
-
 def test_the_seed_decides_the_run(run, tmp_path, monkeypatch, phantom_dir):
     monkeypatch.chdir(tmp_path)
     write_phantoms(phantom_dir, 200)  # all of them in all runs: no part chosen by the seed
