@@ -10,7 +10,8 @@ Features and distances are those of images averaged to 28 or 32 pixels a side (`
 import torch
 from torch.nn.functional import avg_pool2d
 
-from common.spectrum import band_amplitudes, band_ratios, check_images, shared_detail, worst_band
+from common import spectrum
+from common.spectrum import band_amplitudes, check_images, worst_band
 
 CHUNK = 1024  # rows of a distance or kernel matrix held in memory at once
 MIN_IMAGES = 20  # with fewer no metric is computed: five neighbours would be a quarter of them
@@ -232,13 +233,14 @@ def evaluate(reference, synthetic):
     ours = features(synthetic, reference["mean"], reference["basis"])
     real = reference["features"]
     inside = in_knn_ball(real, ours, reference["radii"], K)  # for precision and coverage at once
+    power = spectrum.power_spectrum(synthetic)  # for shared detail and the bands at once
     numbers = {
         "precision": float(inside.any(0).double().mean()),
         "recall": recall(real, ours),
         "coverage": float(inside.any(1).double().mean()),
         "frechet": frechet_distance(real, ours),
-        "shared": shared_detail(synthetic),
-    } | band_ratios(synthetic, reference["amplitudes"])
+        "shared": spectrum.shared_detail(synthetic, power),
+    } | spectrum.band_ratios(synthetic, reference["amplitudes"], power)
     return {name: round(number, 4) for name, number in numbers.items()}
 
 

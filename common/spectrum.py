@@ -46,16 +46,16 @@ def amplitude_spectrum(images):
     return (sums / radius.bincount()).sqrt()
 
 
-def band_amplitudes(images):
+def band_amplitudes(images, power=None):
     """Return the amplitude of images in each of BANDS: of vertical waves, and of all.
 
     Formula: the root of 1 / 12 + the mean of `power_spectrum` over a band; 1 / 12 is the power of
     rounding to whole grey levels, below which there is no detail. A wave is vertical, and its
-    stripes are horizontal as ribs are, within 45 degrees. Shapes: uint8 (N, C, S, S) -> double
-    (2, 5). Range: [0.29, inf), in grey levels. Compare with that of real images: a ratio below 1
-    means detail that is missing, above 1 too much of it. Source: ours.
+    stripes are horizontal as ribs are, within 45 degrees. Shapes: uint8 (N, C, S, S), power (S, S)
+    if already known -> double (2, 5). Range: [0.29, inf), in grey levels. Compare with that of real
+    images: a ratio below 1 means detail that is missing, above 1 too much of it. Source: ours.
     """
-    power = power_spectrum(images)
+    power = power_spectrum(images) if power is None else power
     down, across = (frequency.to(power.device) for frequency in frequencies(len(power)))
     band = torch.bucketize(down.hypot(across), torch.tensor(BANDS, device=power.device), right=True)
     rows = [
@@ -65,31 +65,34 @@ def band_amplitudes(images):
     return (torch.stack(rows) + 1 / 12).sqrt()
 
 
-def band_ratios(synthetic, amplitudes):
+def band_ratios(synthetic, amplitudes, power=None):
     """Return the amplitude of synthetic images over that of real ones, per band.
 
     Formula: `band_amplitudes` of the synthetic images over that of the real ones. Shapes: uint8
-    (N, C, S, S), double (2, 5) -> {name: number}, the names as RATIOS. Range: (0, inf). Nearer to 1
-    is better: below it detail is missing, above it there is too much. Source: ours.
+    (N, C, S, S), double (2, 5), power as there -> {name: number}, the names as RATIOS. Range:
+    (0, inf). Nearer to 1 is better: below it detail is missing, above it there is too much. Source:
+    ours.
     """
-    ratios = band_amplitudes(synthetic) / amplitudes
+    ratios = band_amplitudes(synthetic, power) / amplitudes
     return dict(zip(RATIOS, ratios.flatten().tolist(), strict=True))
 
 
-def shared_detail(images):
+def shared_detail(images, power=None):
     """Return the share of fine detail that is the same in all images, at the same place.
 
     Formula: s = the power of the mean image over that of the images (`power_spectrum`), of at least
     0.22 cycles per pixel; (N s - 1) / (N - 1), so that N independent images have 0 on average.
-    Shapes: uint8 (N, C, S, S), N > 1 -> a number. Range: 0 to 1, and by chance a little below 0.
+    Shapes: uint8 (N, C, S, S), N > 1, power (S, S) of all of them if already known -> a number.
+    Range: 0 to 1, and by chance a little below 0.
     Real images have what their outlines and markers share; more means a pattern that the generator
     draws into every image. Source: ours.
     """
     down, across = frequencies(images.shape[-1])
     fine = down.hypot(across) >= BANDS[-2]
-    mean = images.mean(0, keepdim=True, dtype=torch.double)
-    own, every = (power_spectrum(part)[fine].sum().item() for part in (mean, images))
-    return (len(images) * own / max(every, 1e-9) - 1) / (len(images) - 1)
+    power = power_spectrum(images) if power is None else power
+    own = power_spectrum(images.mean(0, keepdim=True, dtype=torch.double))
+    share = own[fine].sum().item() / max(power[fine].sum().item(), 1e-9)
+    return (len(images) * share - 1) / (len(images) - 1)
 
 
 def band_text(low):

@@ -101,7 +101,7 @@ def test_a_pattern_that_all_images_share_is_told_from_noise_of_their_own(films):
     assert noisy < 0.6 * real < 0.2 and patterned > 0.4
     assert spectrum.shared_detail(films[:1].expand_as(films)) == pytest.approx(1)
     assert spectrum.shared_detail(torch.zeros_like(films)) <= 0
-    ratios = metrics.band_ratios(add(films, shared), spectrum.band_amplitudes(add(films, own)))
+    ratios = spectrum.band_ratios(add(films, shared), spectrum.band_amplitudes(add(films, own)))
     assert all(0.9 < ratio < 1.1 for ratio in ratios.values()), "the bands do not see it"
 
 
