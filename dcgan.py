@@ -227,7 +227,7 @@ def halve(images):
     return (a + b + c + d) / 4
 
 
-def haar_bands(images, scales):
+def haar_bands(images, scales=(1, 1, 1, 1)):
     """Images (N, C, S, S) -> the bands of their 2x2 squares, (N, 4 C, S / 2, S / 2).
 
     scales: what the coarse, horizontal, vertical and diagonal differences are divided by.
@@ -256,7 +256,7 @@ def texture_scales(images):
     """
     scales = []
     while images.shape[-1] >= 28:
-        bands = haar_bands(images, (1, 1, 1, 1)).unflatten(1, (4, -1))
+        bands = haar_bands(images).unflatten(1, (4, -1))
         coarse, *differences = bands.std((0, 2, 3, 4)).clamp(min=1e-3).tolist()
         scales += [4 * coarse, *differences]
         images = halve(images)

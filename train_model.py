@@ -372,7 +372,7 @@ def gradient_penalty(real, real_logits):
 def matching_loss(real, fake):
     real, fake, n, loss = real.detach(), fake.float(), len(real), 0.0
     while real.shape[-1] >= 28:  # as dcgan.texture_scales
-        bands = [haar_bands(images, (1, 1, 1, 1))[:, images.shape[1] :] for images in (real, fake)]
+        bands = [haar_bands(images)[:, images.shape[1] :] for images in (real, fake)]
         gap, energy = bands[0] - bands[1], bands[0].square().mean((0, 2, 3)).clamp(min=1e-6)
         pairs = (gap.sum(0).square() - gap.square().sum(0)).mean((1, 2)) / (n * max(1, n - 1))
         loss = loss + (pairs / energy).mean()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common import metrics, sampling, spectrum
+from common import hardware, metrics, sampling, spectrum
 from report import membership, plotting
 from report.context import EXAMPLES, fewer
 
@@ -89,7 +89,8 @@ def train(real, synthetic, steps, seed):
         torch.manual_seed(seed)
         network = build(real.shape[1], real.shape[-1])
     random = torch.Generator().manual_seed(seed)
-    adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
+    adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
+    dtype = hardware.choose_dtype("auto", real.device)
     half = BATCH_SIZE // 2
     targets = torch.cat([torch.zeros(half), torch.ones(half)])
     orders = [endless_permutations(len(x), steps * half, random) for x in (real, synthetic)]
@@ -98,7 +99,9 @@ def train(real, synthetic, steps, seed):
         adam.param_groups[0]["lr"] = LEARNING_RATE * min(1, 2 * (1 - step / steps))
         places = slice(step * half, (step + 1) * half)
         batch = torch.cat([real[orders[0][places]], synthetic[orders[1][places]]])
-        loss = F.binary_cross_entropy_with_logits(network(batch).squeeze(1), targets)
+        with hardware.autocast(real.device, dtype):
+            verdicts = network(batch).squeeze(1)
+        loss = F.binary_cross_entropy_with_logits(verdicts.float(), targets)
         adam.zero_grad()
         loss.backward()
         adam.step()
