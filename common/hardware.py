@@ -1,12 +1,12 @@
 """The device to compute on, and the dtype to compute in."""
 
-import math
 import os
 import platform
 import re
 from datetime import date
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -65,14 +65,11 @@ def describe(device):
 
 
 def free_memory():
-    """Return the bytes of memory free on Linux, at most its container's limit; else infinity."""
-    meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    found = [math.inf]
-    if meminfo.exists():
-        found += [1024 * int(re.search(r"MemAvailable:\s*(\d+)", meminfo.read_text())[1])]
+    """Return the bytes of memory that are free, at most the limit of a container on Linux."""
+    free, container = psutil.virtual_memory().available, Path("/sys/fs/cgroup/memory.max")
     if container.exists() and (limit := container.read_text().strip()).isdigit():
-        found += [int(limit)]
-    return min(found)
+        return min(free, int(limit))
+    return free
 
 
 def place(images, device):

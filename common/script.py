@@ -19,7 +19,7 @@ from common import settings
 from common.errors import short_of_memory, unusable_files
 
 PACKAGES = ("torch", "torchvision", "medmnist", "numpy", "matplotlib", "imageio", "PIL", "tqdm")
-PACKAGES += ("filelock", "jinja2", "pooch")  # of requirements.txt, as they are imported
+PACKAGES += ("filelock", "jinja2", "pooch", "psutil")  # of requirements.txt, as they are imported
 GRACE_SECONDS = 10  # seconds after which a process that was told to stop is ended in any case
 
 

@@ -9,6 +9,7 @@ import re
 import time
 from pathlib import Path
 
+import psutil
 import torch
 
 from common.hardware import processes
@@ -58,28 +59,13 @@ def measure(trial, numbers):
 def idle_cores(seconds=0.3):
     """Return how many cores nobody uses, a float, and how many this process may use.
 
-    Watches Linux's counters for some time; elsewhere all cores count as idle. A container's share
-    of the processor time is respected.
+    A container's share of the processor time is respected.
     """
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    busy = psutil.cpu_percent(seconds, percpu=True)
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(busy))
     limit, quota = float(len(allowed)), Path("/sys/fs/cgroup/cpu.max")
     if quota.exists() and re.fullmatch(r"\d+ \d+", text := quota.read_text().strip()):
         limit = min(limit, int(text.split()[0]) / int(text.split()[1]))
-    before = core_times()
-    time.sleep(seconds if before else 0)
-    after = core_times()
-    if not before.keys() & {*allowed}:
-        return limit, len(allowed)
-    idle = 0.0
-    for core in before.keys() & after.keys() & {*allowed}:
-        unused, total = (new - old for new, old in zip(after[core], before[core], strict=True))
-        idle += unused / max(total, 1)
+    # A container can number its cores anew: one that is not listed counts as idle.
+    idle = sum(1 - (busy[core] if core < len(busy) else 0) / 100 for core in allowed)
     return min(idle, limit), len(allowed)
-
-
-def core_times():
-    """Return {core: (idle, all)} since the start of the machine, in ticks; {} if not on Linux."""
-    stat = Path("/proc/stat")
-    lines = re.findall(r"^cpu(\d+) (.*)$", stat.read_text(), re.M) if stat.exists() else ()
-    ticks = {int(core): [int(number) for number in rest.split()] for core, rest in lines}
-    return {core: (sum(t[3:5]), sum(t[:8])) for core, t in ticks.items()}  # idle, waiting for disks
