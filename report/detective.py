@@ -79,7 +79,9 @@ def build(channels, pixels):
         layers += [nn.BatchNorm2d(width), nn.LeakyReLU(0.2, inplace=True)]
         inputs = width
     side = min(4, -(-pixels // 4))
-    layers += [nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(inputs * side * side, 1)]
+    # Where the maps are twice as large, both do the same, and the first is faster.
+    pool = nn.AvgPool2d(2) if pixels == 8 * side else nn.AdaptiveAvgPool2d(side)
+    layers += [pool, nn.Flatten(), nn.Linear(inputs * side * side, 1)]
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
@@ -91,6 +93,7 @@ def train(real, synthetic, steps, seed):
     random = torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
     dtype = hardware.choose_dtype("auto", real.device)
+    real, synthetic = (x.to(getattr(torch, dtype)) for x in (real, synthetic))
     half = BATCH_SIZE // 2
     targets = torch.cat([torch.zeros(half), torch.ones(half)])
     orders = [endless_permutations(len(x), steps * half, random) for x in (real, synthetic)]
