@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from common import metrics
 from common.data import dataset
 from dcgan import Discriminator
 from report import evaluation, membership
@@ -60,7 +61,7 @@ class Sure(Discriminator):
         self.seen = dataset.to_network(seen).flatten(1)
 
     def forward(self, images, labels=None):
-        found = torch.cdist(images.flatten(1), self.seen).amin(1) < 0.01
+        found = metrics.distances(images.flatten(1), self.seen).amin(1) < 0.01
         return found.float()[:, None].expand(-1, 2)
 
 
