@@ -222,6 +222,13 @@ def test_idle_cores_are_counted_within_what_the_process_may_use(monkeypatch):
     assert threads.idle_cores() == (pytest.approx(1.9), 2)
 
 
+def test_without_counters_all_cores_are_idle(monkeypatch):
+    monkeypatch.setattr(threads.psutil, "cpu_percent", lambda *_, **__: [])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(threads, "Path", lambda _: Path("no-such-file"))  # no container's share
+    assert threads.idle_cores() == (3.0, 3)
+
+
 def test_idle_cores_and_free_memory_are_those_of_this_machine():
     idle, cores = threads.idle_cores(0.05)
     assert 0 <= idle <= cores == len(os.sched_getaffinity(0))
