@@ -5,6 +5,8 @@ and coverage cannot, the texture. `section` draws what it finds for the report; 
 functions on tensors, and the global random state stays as it is.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -49,17 +51,30 @@ def detective(real, synthetic, seed=0, with_few=True):
     random = torch.Generator().manual_seed(seed)
     sets = [x[torch.randperm(len(x), generator=random)[:n]] for x in (real, synthetic)]
     n_train = round(0.8 * n)
-    rows, size = [], real.shape[-1]
+    size, jobs = real.shape[-1], []
     for pixels, few, steps in ROWS:
         if few is not None and (few >= n_train or not with_few):
             continue
         pixels = size if pixels == 28 else pixels * (size // (size // 28)) // 28
-        small = [shrink(images, pixels) for images in sets]
-        network = train(small[0][:n_train][:few], small[1][:n_train][:few], steps, seed)
-        tests = small[0][n_train:], small[1][n_train:]
-        row = {"pixels": pixels, "trained_on": few or n_train} | test(network, *tests)
-        rows.append(row | {"network": network, "real": tests[0], "synthetic": tests[1]})
-    return rows
+        with torch.random.fork_rng(devices=[]):  # here, as all threads share its state
+            torch.manual_seed(seed)
+            network = build(real.shape[1], pixels)
+        jobs.append((network, pixels, few or n_train, steps))
+
+    def fill(job):
+        network, pixels, trained_on, steps = job
+        train(network, *[shrink(images[:trained_on], pixels) for images in sets], steps, seed)
+        tests = [shrink(images[n_train:], pixels) for images in sets]
+        row = {"pixels": pixels, "trained_on": trained_on} | test(network, *tests)
+        return row | {"network": network, "real": tests[0], "synthetic": tests[1]}
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small CNNs side by side are faster than one with all threads
+    try:
+        with ThreadPoolExecutor(threads) as workers:
+            return list(workers.map(fill, jobs))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def shrink(images, pixels):
@@ -85,11 +100,8 @@ def build(channels, pixels):
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
-def train(real, synthetic, steps, seed):
-    """Train a new CNN on float images (N, C, S, S): logits above 0 mean synthetic. Returns it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build(real.shape[1], real.shape[-1])
+def train(network, real, synthetic, steps, seed):
+    """Train a new CNN on float images (N, C, S, S): logits above 0 mean synthetic."""
     random = torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
     dtype = hardware.choose_dtype("auto", real.device)
@@ -108,7 +120,7 @@ def train(real, synthetic, steps, seed):
         adam.zero_grad()
         loss.backward()
         adam.step()
-    return network.eval()
+    network.eval()
 
 
 def endless_permutations(n, count, random):

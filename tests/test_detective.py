@@ -1,5 +1,7 @@
 """A fresh detective finds what is there to be found, and nothing where there is nothing."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -57,14 +59,18 @@ def test_few_training_images_have_rows_of_their_own(phantoms, monkeypatch):
     assert [row["trained_on"] for row in rows] == [400, 50, 200]  # there are no 1,000
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 def test_the_same_seed_gives_the_same_numbers_and_leaves_the_global_state_alone(
-    phantoms, monkeypatch
+    phantoms, monkeypatch, request, threads
 ):
-    monkeypatch.setattr(detective, "ROWS", [(28, None, 5)])
+    monkeypatch.setattr(detective, "ROWS", [(28, None, 5), (7, 50, 5)])
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    once = [row["auc"] for row in detective.detective(*phantoms, seed=3)]
+    torch.set_num_threads(threads)
     state = torch.get_rng_state()
-    one, two = (detective.detective(*phantoms, seed=3)[0] for _ in range(2))
-    assert one["auc"] == two["auc"]
+    assert [row["auc"] for row in detective.detective(*phantoms, seed=3)] == once
     assert torch.equal(state, torch.get_rng_state())
+    assert torch.get_num_threads() == threads
 
 
 def test_colour_images_work_and_too_few_are_refused(monkeypatch):
