@@ -92,6 +92,14 @@ def test_the_finest_maps_are_as_many_at_each_size(size):
     assert {*widths.values()} <= {256, 128, 64, 16, 1}
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_from_64_pixels_on_a_convolution_refines_the_maps_at_a_quarter_of_the_size(size):
+    better, plain = (Generator(size=size, bilinear=bilinear) for bilinear in (True, False))
+    for side in SIDES[size][1:-1]:
+        layers = [len(getattr(generator, f"to_{side}")) for generator in (better, plain)]
+        assert layers == [6 if size > 28 and side == size // 4 else 3, 3]
+
+
 def spelled_out():
     """The generator of 28 pixels as a list of its layers, in the order in which they are drawn."""
 
