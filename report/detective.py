@@ -5,6 +5,7 @@ and coverage cannot, the texture. `section` draws what it finds for the report; 
 functions on tensors, and the global random state stays as it is.
 """
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -63,18 +64,20 @@ def detective(real, synthetic, seed=0, with_few=True):
 
     def fill(job):
         network, pixels, trained_on, steps = job
-        train(network, *[shrink(images[:trained_on], pixels) for images in sets], steps, seed)
+        few = [shrink(images[:trained_on], pixels) for images in sets]
+        train(network, *few, steps, seed, stop)
         tests = [shrink(images[n_train:], pixels) for images in sets]
         row = {"pixels": pixels, "trained_on": trained_on} | test(network, *tests)
         return row | {"network": network, "real": tests[0], "synthetic": tests[1]}
 
-    threads = torch.get_num_threads()
+    stop, threads = threading.Event(), torch.get_num_threads()
     torch.set_num_threads(1)  # small CNNs side by side are faster than one with all threads
-    try:
-        with ThreadPoolExecutor(threads) as workers:
+    with ThreadPoolExecutor(threads) as workers:
+        try:
             return list(workers.map(fill, jobs))
-    finally:
-        torch.set_num_threads(threads)
+        finally:
+            stop.set()  # after an error or Ctrl-C, the others would go on to their last step
+            torch.set_num_threads(threads)
 
 
 def shrink(images, pixels):
@@ -100,8 +103,11 @@ def build(channels, pixels):
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
-def train(network, real, synthetic, steps, seed):
-    """Train a new CNN on float images (N, C, S, S): logits above 0 mean synthetic."""
+def train(network, real, synthetic, steps, seed, stop):
+    """Train a new CNN on float images (N, C, S, S): logits above 0 mean synthetic.
+
+    stop: a threading.Event that ends it early.
+    """
     random = torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
     dtype = hardware.choose_dtype("auto", real.device)
@@ -110,6 +116,8 @@ def train(network, real, synthetic, steps, seed):
     targets = torch.cat([torch.zeros(half), torch.ones(half)])
     orders = [endless_permutations(len(x), steps * half, random) for x in (real, synthetic)]
     for step in range(steps):
+        if stop.is_set():
+            break
         # Constant for the first half of the steps, then falling to 0.
         adam.param_groups[0]["lr"] = LEARNING_RATE * min(1, 2 * (1 - step / steps))
         places = slice(step * half, (step + 1) * half)

@@ -73,6 +73,23 @@ def test_the_same_seed_gives_the_same_numbers_and_leaves_the_global_state_alone(
     assert torch.get_num_threads() == threads
 
 
+def test_an_error_ends_the_networks_that_are_trained_beside_it(phantoms, monkeypatch, request):
+    steps, backward = [], torch.Tensor.backward
+    monkeypatch.setattr(detective, "ROWS", [(28, None, 1), (7, None, 3000)])
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: (steps.append(1), backward(loss)))
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(2)
+
+    def fail(network, real, synthetic):
+        assert real.shape[-1] == 7, "of 28 pixels"
+        return {}
+
+    monkeypatch.setattr(detective, "test", fail)
+    with pytest.raises(AssertionError, match="of 28 pixels"):
+        detective.detective(*phantoms)
+    assert len(steps) < 3000
+
+
 def test_colour_images_work_and_too_few_are_refused(monkeypatch):
     monkeypatch.setattr(detective, "ROWS", [(28, None, 1)])
     images = torch.randint(256, (2, 100, 3, 28, 28)).to(torch.uint8)
