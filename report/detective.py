@@ -64,8 +64,8 @@ def detective(real, synthetic, seed=0, with_few=True):
 
     def fill(job):
         network, pixels, trained_on, steps = job
-        few = [shrink(images[:trained_on], pixels) for images in sets]
-        train(network, *few, steps, seed, stop)
+        taught = [shrink(images[:trained_on], pixels) for images in sets]
+        train(network, *taught, steps, seed, stop)
         tests = [shrink(images[n_train:], pixels) for images in sets]
         row = {"pixels": pixels, "trained_on": trained_on} | test(network, *tests)
         return row | {"network": network, "real": tests[0], "synthetic": tests[1]}
