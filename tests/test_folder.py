@@ -22,6 +22,7 @@ from common import checkpoint
 from common.data import dataset, image_file, own_images
 from common.data.dataset import DataFile
 from common.data.labels import is_multilabel, label_names
+from common.errors import UserError
 from report import plotting
 
 
@@ -132,6 +133,30 @@ def test_unreadable_images_are_counted_and_the_first_five_named(capsys):
     shutil.rmtree("data")
     assert "none of the images in " in refusal(load)
     assert not list(Path("data").glob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {}]
+)
+def test_an_image_that_is_damaged_in_the_middle_is_not_black(capsys, options):
+    name = f"scans/bad.{'tif' if options else 'png'}"
+    save(name, np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8), **options)
+    content = bytearray(Path(name).read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = b"\xff" * 200
+    Path(name).write_bytes(content)
+    save("scans/good.png")
+    assert len(load()[0]) == 1
+    assert "1 of 2 images cannot be used" in capsys.readouterr().out
+
+
+def test_a_label_of_hundreds_of_letters_is_refused_where_it_is_cut():
+    for end in ("effusion", "no effusion"):
+        save(f"scans/train/{end}.png")
+    long = "a" * 250
+    Path("labels.csv").write_text(f"file,label\neffusion,{long}1\nno effusion,{long}2\n")
+    with pytest.raises(UserError, match="two labels have the same first 200 letters"):
+        dataset.load("scans", labels_csv="labels.csv")
 
 
 def test_a_folder_without_images_is_refused():
@@ -494,9 +519,13 @@ def test_a_voi_lut_is_obeyed(shipped):
     header.WindowCenter, header.WindowWidth = 50, 400  # what a LUT goes before
     Path("scans").mkdir()
     header.save_as("scans/a.dcm")
-    seen, own_range = image_file.read_image(Path("scans/a.dcm"), 28)
+    table.LUTDescriptor = [4096, 0, 8]
+    table.LUTData = [value // 16 for value in table.LUTData]
+    header.save_as("scans/8_bits.dcm")
     wanted = Image.fromarray(((4095 - values) * 255 / 4095).astype(np.float32)).resize((28, 28), 4)
-    assert not own_range and np.abs(seen - np.asarray(wanted)).max() <= 1
+    for path in Path("scans").iterdir():
+        seen, own_range = image_file.read_image(path, 28)
+        assert not own_range and np.abs(seen - np.asarray(wanted)).max() <= 1
 
 
 def test_a_folder_of_dicom_says_what_cannot_be_read(shipped, capsys):

@@ -101,14 +101,35 @@ def test_a_file_is_what_its_first_bytes_say():
         Image.fromarray(pixels).save(f"scans/{name}", format="png")
     Path("scans/notes.txt").write_text("nothing")
     Path("scans/empty").write_bytes(b"")
+    write_dicom("scans/DICOMDIR", pixels)
     found, passed_over = own_images.list_images(Path("scans"))
     assert [path for (path,), _, _ in found] == sorted(
         ["a.dicom", "b", "c.png", "d.IMA", "1.2.840", "e.dcm", "f", "g.jfif", "h.tif"]
     )
-    assert passed_over in (".txt 1, without suffix 1", "without suffix 1, .txt 1")
+    assert passed_over == "without suffix 2, .txt 1"
     wanted = read("scans/a.dicom")[0]
     for (path,), _, _ in found:  # Pillow rounds bytes otherwise than numbers
         assert np.abs(read(f"scans/{path}")[0].astype(int) - wanted).max() <= 1
+
+
+def test_the_window_of_an_enhanced_file_is_that_of_its_first_frame():
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    pixels = np.linspace(0, 4095, 56).astype(np.uint16)[None].repeat(56, axis=0)
+    write_dicom("plain.dcm", pixels, stored=12, WindowCenter=1000, WindowWidth=500)
+    window, frame = pydicom.Dataset(), pydicom.Dataset()
+    window.WindowCenter, window.WindowWidth = 1000, 500
+    frame.FrameVOILUTSequence = [window]
+    write_dicom("enhanced.dcm", pixels, stored=12, PerFrameFunctionalGroupsSequence=[frame])
+    seen, own_range = read("enhanced.dcm")
+    assert not own_range and np.array_equal(seen, read("plain.dcm")[0])
+
+
+def test_what_is_transparent_in_a_grey_png_is_black():
+    pixels = np.full((56, 56), 255, np.uint8)
+    pixels[10:46, 10:46] = 100
+    Image.fromarray(pixels).save("a.png", transparency=255)
+    seen, own_range = read("a.png")
+    assert not own_range and seen[0].max() == 0 and seen[14, 14] == 100
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8])

@@ -86,6 +86,18 @@ def test_images_that_lie_twice_in_the_archive_are_read_once(arrange):
     assert {*found} == {"up/train/a/0.png", "up/test/a/0.png"}
 
 
+@pytest.mark.parametrize("picture", ["banner.png", "chest/banner.png"])
+def test_a_picture_beside_the_splits_does_not_mix_them(picture, arrange):
+    for folders in ("chest/{split}/{label}", "{label}/{split}"):
+        wanted = {
+            f"{folders}/0.png".format(split=split, label=label): (split, (label,), "")
+            for split in ("train", "test")
+            for label in ("chest", "head")
+        }
+        found, lines = arrange(*wanted, picture)
+        assert found == wanted and "left out: 1 images that lie beside" in lines
+
+
 def test_masks_are_left_out(arrange):
     covid = [
         f"{label}/{kind}/0.png" for label in ("COVID", "Normal") for kind in ("images", "masks")
@@ -153,6 +165,8 @@ def test_labels_that_training_lacks_are_left_out(divide):
 
 
 def test_several_labels_are_columns(divide):
+    parts, names, numbers, _ = divide("train a", "train b", "test a+c")  # left out: classes stay
+    assert parts["test"] == [] and numbers[:2].tolist() == [[0], [1]]
     _, names, numbers, _ = divide("train a+b", "train ", "train b")
     assert names == ["a", "b"] and numbers.tolist() == [[1, 1], [0, 0], [0, 1]]
     _, names, numbers, _ = divide("train a", "train ")
@@ -224,6 +238,24 @@ def test_a_table_may_have_semicolons_and_a_byte_order_mark(arrange):
     assert found == {"a.png": ("", ("Normal",), ""), "b.png": ("", ("Pneumonia",), "")}
 
 
+def test_the_files_are_the_column_that_names_most_images(arrange):
+    rows = "label,id,age\n" + "".join(f"{n % 2},{n},{n // 2}\n" for n in range(100))
+    found, lines = arrange(*(f"{n}.png" for n in range(40)), rows=rows)
+    assert "files from id, labels from label" in lines and len(found) == 40
+    assert all(found[f"{n}.png"][1] == (str(n % 2),) for n in range(40))
+
+
+def test_files_that_differ_in_their_suffix_only_are_told_apart(arrange):
+    rows = "file,label\n0.png,a\n0.dcm,b\n"
+    found, _ = arrange("0.png", "0.dcm", rows=rows)
+    assert [labels for _, labels, _ in found.values()] == [("a",), ("b",)]
+
+
+def test_a_row_without_the_patient_does_not_make_it_unknown(arrange):
+    found, _ = arrange("0.png", rows="file,label,patient\n0.png,a,p1\n0.png,b,\n")
+    assert found["0.png"] == ("", ("a", "b"), "p1")
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -243,14 +275,14 @@ def test_a_table_of_other_letters_is_refused():
 
 def test_a_table_that_is_there_is_offered(capsys):
     Path("scans").mkdir()
-    Path("scans/labels.csv").write_text("file,label\na.png,x\n")
-    Path("train.csv").write_text("file,label\na,x\n")
+    others = "".join(f"{number}.png,x\n" for number in range(3000))  # images that are not there
+    Path("scans/labels.csv").write_text(f"file,label\n{others}a.png,x\n")
+    Path("train 1.csv").write_text("file,label\na,x\n")
     Path("scans/other.csv").write_text("name,price\nfish,3\n")
     table.offer(Path("scans"), [("a.png",)])
     first, second = capsys.readouterr().out.splitlines()
-    assert (
-        "--LABELS_CSV=scans/labels.csv takes them" in first and "--LABELS_CSV=train.csv" in second
-    )
+    assert "--LABELS_CSV=scans/labels.csv takes them" in first
+    assert "'--LABELS_CSV=train 1.csv' takes them" in second
 
 
 # Reading

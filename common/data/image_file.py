@@ -3,6 +3,7 @@
 A file is what its first bytes say, whatever its suffix.
 """
 
+import os
 import warnings
 
 import numpy as np
@@ -58,6 +59,7 @@ def open_image(path):
     with quiet, Image.open(path, formats=("PNG", "JPEG", "TIFF")) as opened:
         if ";16" in str(opened.tile) and not opened.mode.startswith(("I", "F")):
             raise Unusable("16 bits in several channels, of which Pillow reads 8")
+        opened.load()  # a second time Pillow would give black for what it cannot decode
         try:
             image = ImageOps.exif_transpose(opened)
         except Exception:  # damaged EXIF; the picture may be whole
@@ -70,12 +72,10 @@ def open_image(path):
         values = np.asarray(image)
         ends = sorted([values.min(), values.max()], reverse=white_is_zero)
         return to_greys(values, *ends), True
-    if image.mode in ("1", "L"):
-        return image.convert("L"), False
     if image.has_transparency_data:  # what is transparent is to be black
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return image.convert("RGB"), False
+    return image.convert("L" if image.mode in ("1", "L") else "RGB"), False
 
 
 def to_greys(values, black, white):
@@ -91,8 +91,12 @@ def to_greys(values, black, white):
 
 
 def is_image(path):
-    """Whether a file is of a kind that read_image reads, by its suffix or its first bytes."""
-    return str(path).lower().endswith(SUFFIXES) or reader(path) is not None
+    """Whether a file is of a kind that read_image reads, by its suffix or its first bytes.
+
+    A DICOMDIR is a list of other files.
+    """
+    listed = str(path).lower().endswith(SUFFIXES) or reader(path) is not None
+    return listed and os.path.basename(path) != "DICOMDIR"
 
 
 def reader(path):
@@ -133,6 +137,10 @@ def open_dicom(path):
         except RuntimeError:  # no plug-in for this compression
             kind = header.file_meta.TransferSyntaxUID.name
             raise Unusable(f"{kind}; pip install pylibjpeg[all] may help") from None
+        for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+            for kind in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                for group in header.get(groups, [])[:1]:  # the first frame of an enhanced file
+                    header.update((group.get(kind) or [{}])[0])
         highest = 2**header.BitsStored - 1
         if header.PhotometricInterpretation == "PALETTE COLOR":
             stored = dicom.apply_color_lut(stored, header)
@@ -144,8 +152,10 @@ def open_dicom(path):
         plain = header.BitsStored == 8 and header.PixelRepresentation == 0
         own_range = False
         if header.get("VOILUTSequence"):
+            descriptor = header.VOILUTSequence[0].LUTDescriptor
+            black, white = 0, 2 ** descriptor[2] - 1
+            descriptor[2] = 16  # with 8, pydicom counts the values modulo 256
             values = dicom.apply_voi(values, header)
-            black, white = 0, 2 ** header.VOILUTSequence[0].LUTDescriptor[2] - 1
         elif header.get("WindowCenter") is not None and np.ravel(header.get("WindowWidth") or 0)[0]:
             values = dicom.apply_windowing(values, header)
             black, white = dicom.apply_windowing(np.array([-1e15, 1e15]), header)  # its ends

@@ -113,12 +113,17 @@ def leave_out_masks(paths):
 
 
 def common_folder(folders):
-    """Return how many folders lie around all others: those are gone down through."""
+    """Return how many folders lie around all others: those are gone down through.
+
+    Images may lie beside the others if these are splits.
+    """
     around = []
-    for names in zip(*(parts[:-1] for parts in folders), strict=False):
-        if len({*names}) > 1 or split_of(names[0]) == "train":
+    for level in range(max(map(len, folders), default=0) - 1):
+        here, below = ({x[n] for x in folders if len(x) > n} for n in (level, level + 1))
+        whole = min(map(len, folders)) > level + 1 or "train" in map(split_of, below)
+        if len(here) > 1 or not whole or "train" in map(split_of, here):
             break
-        around.append(names[0])
+        around += here
     if around:
         top = printable("/".join(around))
         print(f"all images lie in {top}/, which is taken as the folder of the images")
@@ -134,14 +139,15 @@ def split_of(name):
 def level_of_splits(folders):
     """Return at which level of the folders there are splits, 0 or 1; None if there are none.
 
-    Beside two splits or more at the top, other folders may lie, as in archives that hold the images
-    twice. Raises UserError if there are splits but none for training.
+    Beside two splits or more images may lie, and at the top other folders, as in archives that hold
+    the images twice. Raises UserError if there are splits but none for training.
     """
     for level in (0, 1):
         names = {parts[level] if len(parts) > level else "" for parts in folders}
-        names -= {""} if level == 0 else set()  # images at the top are beside the splits
+        known = {split_of(name) for name in names} - {None}
+        if level == 0 or len(known) > 1:
+            names.discard("")  # of images beside the splits
         found = {split_of(name) for name in names}
-        known = found - {None}
         if "train" in known and (found == known or (level == 0 and len(known) > 1)):
             return level
         if known and found == known:
@@ -195,9 +201,10 @@ def divide(items):
     places = [place for place, item in enumerate(items) if item.path in used]
     parts = {split: [place for place in places if items[place].split == split] for split in SPLITS}
     tell_shared(items, [item.patient for item in items], parts, "of patients in")
-    names, labels = sorted(learned), [item.labels for item in items]
+    names = sorted(learned)
+    labels = [item.labels if item.path in used else names[:1] for item in items]
     if all(len(those) == 1 for those in labels):
-        numbers = [[names.index(label) if label in learned else 0] for (label,) in labels]
+        numbers = [[names.index(label)] for (label,) in labels]
     elif len(names) == 1:  # a column of 0 and 1 would be read as two classes
         names, numbers = [f"no {names[0]}", *names], [[len(those)] for those in labels]
     else:

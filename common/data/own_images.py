@@ -14,6 +14,7 @@ import os
 import re
 import unicodedata
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from common.data.layout import MAX_LABELS, SPLITS
 from common.errors import UserError, printable
 
 ROWS = 256  # images of an .npz in memory at a time
-VERSION = 2  # of the reading; a higher one has all images read again
+VERSION = 3  # of the reading; a higher one has all images read again
 
 
 def locate(text):
@@ -116,7 +117,7 @@ def is_made_from(target, made_from, source):
         try:
             with zipfile.ZipFile(target) as archive:
                 old = npz_file.read_texts(archive, "made_from")
-        except (KeyError, ValueError, zipfile.BadZipFile):
+        except (KeyError, ValueError, zipfile.BadZipFile, zlib.error):
             old = []
     if old[:1] != made_from[:1] and old[1:] != made_from[1:]:
         raise UserError(
@@ -259,7 +260,10 @@ def to_arrays(root, images, items):
     parts, names, numbers = layout.divide(items)
     digests = [hashlib.sha256(image).digest() for image in images]
     layout.tell_shared(items, digests, parts, "identical to images in")
-    arrays = {"label_names": np.array([printable(name)[:200] for name in names], np.str_)}
+    shown = [printable(name)[:200] for name in names]
+    if len({*shown}) < len(shown):
+        raise UserError(f"{root}: two labels have the same first 200 letters. Shorten one of them")
+    arrays = {"label_names": np.array(shown, np.str_)}
     for split, chosen in parts.items():
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[chosen], numbers[chosen]
     if not parts["train"]:

@@ -9,6 +9,7 @@ import csv
 import functools
 import itertools
 import re
+import shlex
 
 from common import errors
 from common.data import image_file
@@ -23,6 +24,7 @@ NO_LABELS = ("nofinding", "sex", "gender", "male", "female", "fold", "")  # thou
 VALUES = {"": 0, "0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": -1, "-1.0": -1}
 NONE = ("", "no finding", "no findings")
 SAMPLE = 2000  # rows by which the columns are told apart, if these name any image
+OFFERED = 500_000  # rows of a table that is read unasked; NIH's has 112,120
 
 
 def match(path, paths, most=None):
@@ -59,9 +61,9 @@ def match(path, paths, most=None):
             values = [VALUES[columns[name][place].strip()] for name in findings]
             labels = [name for name, value in zip(findings, values, strict=True) if value == 1]
             uncertain += values.count(-1)
-        before = table.get(found, ((),))[0]
+        before, known = table.get(found, ((), ""))
         who = columns[patient][place].strip() if patient else ""
-        table[found] = tuple(dict.fromkeys([*before, *labels])), who
+        table[found] = tuple(dict.fromkeys([*before, *labels])), who or known
     words = f"labels from {enumerate_names([single] if single else findings)}"
     words += f", {uncertain:,} values of -1 (uncertain) taken as 0" if uncertain else ""
     words += f", patients from {printable(patient)}" if patient else ""
@@ -90,13 +92,15 @@ def letters(name):
 
 
 def parts_of(text):
-    """Return the parts of a path without the suffix of an image, as equal names have them."""
-    parts = [
-        same_label(part) for part in text.replace("\\", "/").split("/") if part not in ("", ".")
-    ]
-    for suffix in image_file.SUFFIXES:
-        parts[-1:] = [part.removesuffix(suffix) for part in parts[-1:]]
-    return tuple(parts)
+    """Return the parts of a path, as equal names have them."""
+    parts = text.replace("\\", "/").split("/")
+    return tuple(same_label(part) for part in parts if part not in ("", "."))
+
+
+def bare(parts):
+    """Return the parts of a path without the suffix of an image."""
+    stem, dot, suffix = "".join(parts[-1:]).rpartition(".")
+    return (*parts[:-1], stem) if dot + suffix in image_file.SUFFIXES else parts
 
 
 def finder(paths):
@@ -109,15 +113,16 @@ def finder(paths):
     def index(n):
         found = {}
         for path in paths:
-            key = parts_of("/".join(path))[-n:]
-            if len(key) == n:
-                found[key] = None if key in found else path
+            parts = parts_of("/".join(path))
+            for key in {parts[-n:], bare(parts)[-n:]}:
+                if len(key) == n:
+                    found[key] = None if key in found else path
         return found
 
     def find(text):
         parts = parts_of(text)
         for n in range(len(parts), 0, -1):
-            path = index(n).get(parts[-n:])
+            path = index(n).get(parts[-n:]) or index(n).get(bare(parts)[-n:])
             if path and (n == len(parts) or len(path) == n):
                 return path
         return None
@@ -130,7 +135,7 @@ def find_files(columns, find):
     n = max(map(len, columns.values()), default=0)
     for step in (max(1, n // SAMPLE), 1):
         hits = {
-            name: sum(find(text) is not None for text in cells[::step])
+            name: len({find(text) for text in cells[::step]} - {None})
             for name, cells in columns.items()
         }
         best = max(hits, key=hits.get, default=None)
@@ -153,6 +158,6 @@ def offer(folder, paths):
     """Print a line on each .csv in a folder, or beside it, that has labels of its images."""
     for path in sorted([*folder.glob("*.csv"), *folder.parent.glob("*.csv")]):
         with contextlib.suppress(UserError, OSError):
-            match(path, paths, SAMPLE)
-            told = printable(str(path))
-            print(f"{told} has labels of these images: --LABELS_CSV={told} takes them")
+            match(path, paths, OFFERED)
+            option = shlex.quote(f"--LABELS_CSV={path}")
+            print(printable(f"{path} has labels of these images: {option} takes them"))
