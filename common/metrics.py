@@ -95,15 +95,12 @@ def frechet_distance(a, b):
     """
     check_features(a, b, at_least=2)
     a, b = a.double(), b.double()
-    cov_a, cov_b = (x.T.cov().view(x.shape[1], x.shape[1]) for x in (a, b))
-    # A B is not symmetric; sqrt(A) B sqrt(A) is, and has the same eigenvalues. With fewer images
-    # than features some of them are zero, and rounding can make them negative: hence the clamps.
-    variances, axes = torch.linalg.eigh(cov_a)
-    root_a = axes * variances.clamp(min=0).sqrt() @ axes.T
-    product = root_a @ cov_b @ root_a
-    eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2)
-    covariance_term = cov_a.trace() + cov_b.trace() - 2 * eigenvalues.clamp(min=0).sqrt().sum()
-    return max(0.0, float((a.mean(0) - b.mean(0)).square().sum() + covariance_term))
+    gap = (a.mean(0) - b.mean(0)).square().sum()
+    # With A = R^T R and B = S^T S, tr((A B)^(1/2)) is the sum of the singular values of R S^T.
+    centred = [(x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b)]
+    r, s = (torch.linalg.qr(x, mode="r").R for x in centred)
+    roots = torch.linalg.svdvals(r @ s.T).sum()
+    return max(0.0, float(gap + r.square().sum() + s.square().sum() - 2 * roots))
 
 
 def kernel_distance(a, b):
