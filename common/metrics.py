@@ -242,13 +242,11 @@ def evaluate(reference, synthetic):
 
 
 def score(row):
-    """Return by how much an epoch is good, from a row of its metrics; None without coverage.
+    """Return by how much an epoch is good, from a row of its metrics, coverage among them.
 
     Formula: coverage times r, r the amplitude ratio furthest from 1, or 1 / r if it is above 1.
     Coverage alone prefers a blur. Range: [0, 1]. Higher is better. Source: ours.
     """
-    if "coverage" not in row:
-        return None
     _, ratio = worst_band(row) or (None, 1.0)
     return row["coverage"] * min(ratio, 1 / ratio)
 
