@@ -7,7 +7,6 @@ in the step would stay as it was in the capture, unnoticed.
 """
 
 import collections
-import contextlib
 
 import torch
 
@@ -33,8 +32,11 @@ class Step:
     def __call__(self, *inputs):
         self.calls += 1
         if self.capture and self.calls <= WARM_UP:
-            with self.on_stream():  # a graph cannot be captured on the default stream
+            # A graph cannot be captured on the default stream.
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
                 output = self.step(*inputs)
+            torch.cuda.current_stream().wait_stream(self.stream)
         elif self.capture:
             if self.graph is None:
                 self.record(inputs)
@@ -49,13 +51,6 @@ class Step:
         if len(self.ahead) > AHEAD:
             self.ahead.popleft().synchronize()
         return output
-
-    @contextlib.contextmanager
-    def on_stream(self):
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self.stream)
 
     def record(self, inputs):
         self.inputs = [given.clone() for given in inputs]
