@@ -32,16 +32,25 @@ def printable(text):
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def refusal(path, doing, error, note=""):
-    """Return the UserError for an OSError: what cannot be done with the path, why, and a fix.
+@contextlib.contextmanager
+def os_errors(path=None, doing="used", note=""):
+    """Turn an OSError into a UserError: what cannot be done with a path, why, and a fix.
 
-    doing: a participle, as "written"; note: a sentence on what became of the file.
+    path: by default the one that the error names; an error that names none stays as it is. doing: a
+    participle, as "written"; note: a sentence on what became of the file.
     """
-    name = errno.errorcode.get(error.errno, "other")
-    fixes = (fix for names, fix in ADVICE.items() if name in names.split())
-    advice = next(fixes, "Move what is in its place, or choose another folder")
-    cause = f"{path} cannot be {doing}: {error.strerror or error}."
-    return UserError(f"{cause}{note and ' '}{note} {advice}, then run the command again.")
+    try:
+        yield
+    except OSError as error:
+        path = path or error.filename
+        if path is None:
+            raise
+        name = errno.errorcode.get(error.errno, "other")
+        fixes = (fix for names, fix in ADVICE.items() if name in names.split())
+        advice = next(fixes, "Move what is in its place, or choose another folder")
+        cause = f"{os.fsdecode(path)} cannot be {doing}: {error.strerror or error}."
+        cause += f" {note}" if note else ""
+        raise UserError(f"{cause} {advice}, then run the command again.") from None
 
 
 @contextlib.contextmanager
@@ -81,14 +90,3 @@ def short_of_memory(*constants):
             raise
         fix = f"Lower {' or '.join(constants)}, or close" if constants else "Close"
         raise UserError(f"there is too little memory. {fix} other programs.") from None
-
-
-@contextlib.contextmanager
-def unusable_files():
-    """Raise a UserError for a file or folder of the block that cannot be reached."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            raise
-        raise refusal(os.fsdecode(error.filename), "used", error) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from common.errors import UserError, printable, refusal
+from common.errors import UserError, os_errors, printable
 
 
 @contextlib.contextmanager
@@ -25,18 +25,17 @@ def atomic_write(path):
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        make_folder(path.parent)
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave an empty file at path
-        os.replace(temporary, path)
-    except OSError as error:
-        raise refusal(path, "written", error, "The file that was there is untouched.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with os_errors(path, "written", "The file that was there is untouched."):
+        try:
+            make_folder(path.parent)
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut could leave an empty file at path
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write(path, content):
@@ -65,25 +64,21 @@ def new_folder(path):
     if path.exists():
         raise UserError(f"{path} exists already. Move it away, or choose another OUT.")
     hidden = path.with_name(f".{path.name}.tmp")
-    with lock(path, doing="writing", constant="OUT"):
+    with lock(path, "writing", "OUT"), os_errors(path, "written", "Nothing was left behind."):
         try:
             shutil.rmtree(hidden, ignore_errors=True)
             hidden.mkdir()
             yield hidden
             getattr(os, "sync", int)()  # or a power cut could leave empty files; Windows has none
             os.rename(hidden, path)
-        except OSError as error:
-            raise refusal(path, "written", error, "Nothing was left behind.") from None
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
 
 
 def make_folder(folder):
     """Create a folder and its parents, and return it as a Path. Raises UserError."""
-    try:
+    with os_errors(f"the folder {folder}", "created"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refusal(f"the folder {folder}", "created", error) from None
     return Path(folder)
 
 
@@ -133,22 +128,19 @@ def lock(path, doing="training the run", constant="RUN_NAME"):
     """
     parent = make_folder(path.parent)
     file = parent / f".{path.name}.lock"
-    try:
-        with warnings.catch_warnings(record=True) as fallback:
-            warnings.simplefilter("always")  # filelock's, where a mere file has to do
-            try:
-                held = FileLock(file).acquire(timeout=0)
-            except Timeout:
-                told = f"another process is {doing} {path}{holder(file)}"
-                if constant:
-                    raise UserError(
-                        f"{told}. Wait for it, stop it, or choose another {constant}. If there is "
-                        f"none any more, remove {file}"
-                    ) from None
-                print(f"{told}; waiting for it ...")
-                held = FileLock(file).acquire(poll_interval=0.5)  # seconds
-    except OSError as error:
-        raise refusal(file, "locked", error) from None
+    with os_errors(file, "locked"), warnings.catch_warnings(record=True) as fallback:
+        warnings.simplefilter("always")  # filelock's, where a mere file has to do
+        try:
+            held = FileLock(file).acquire(timeout=0)
+        except Timeout:
+            told = f"another process is {doing} {path}{holder(file)}"
+            if constant:
+                raise UserError(
+                    f"{told}. Wait for it, stop it, or choose another {constant}. If there is "
+                    f"none any more, remove {file}"
+                ) from None
+            print(f"{told}; waiting for it ...")
+            held = FileLock(file).acquire(poll_interval=0.5)  # seconds
     if fallback:
         print(f"the file system of {parent} has no locks: the file {file} has to do for one")
     else:

@@ -33,7 +33,7 @@ def find_run(models_dir, run_name):
     if run_name:
         return run_folder(models_dir, run_name)
     checkpoints, unreadable = [], None
-    with errors.unusable_files(), contextlib.suppress(FileNotFoundError):
+    with errors.os_errors(), contextlib.suppress(FileNotFoundError):
         folders = list(Path(models_dir).iterdir())  # glob would see nothing in a folder of others
         for path in (folder / "checkpoint.pt" for folder in folders):
             try:
@@ -140,8 +140,6 @@ def archive(*folders):
     names = files.old_names(*folders)
     for folder, name in zip(folders, names, strict=True):
         if folder.exists():
-            try:
+            with errors.os_errors(folder, "renamed"):
                 folder.rename(name)
-            except OSError as error:
-                raise errors.refusal(folder, "renamed", error) from None
     return names[0].name

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from common import settings
-from common.errors import short_of_memory, unusable_files
+from common.errors import os_errors, short_of_memory
 
 PACKAGES = ("torch", "torchvision", "medmnist", "numpy", "matplotlib", "imageio", "PIL", "tqdm")
 PACKAGES += ("filelock", "jinja2", "pooch", "psutil")  # of requirements.txt, as they are imported
@@ -124,7 +124,7 @@ def run(main, namespace, memory=()):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
     try:
-        with short_of_memory(*memory), unusable_files():
+        with short_of_memory(*memory), os_errors():
             main(settings.override(namespace))
     except BaseException as error:
         # Compiled code may put an exception of its own in the place of the one that stop raised.
