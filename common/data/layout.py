@@ -83,10 +83,10 @@ def arrange(paths, table=None):
 
 
 def keep(items, wanted, why):
-    """Return the items that are wanted; a line says how many are not, why, and names the first."""
+    """Return the items or paths that are wanted; a line counts the others, says why, names one."""
     others = [item for item in items if not wanted(item)]
     if others:
-        first = printable("/".join(others[0].path))
+        first = printable("/".join(getattr(others[0], "path", others[0])))
         print(f"left out: {len(others):,} images that {why}, the first is {first}")
     return [item for item in items if wanted(item)]
 
@@ -100,16 +100,14 @@ def leave_out_masks(paths):
     """Return the paths of images that are no masks, or all if there are only masks."""
     stems = {(*path[:-1], path[-1].rpartition(".")[0]) for path in paths}
 
-    def is_image(item):
-        of = MASK_OF.fullmatch(item.path[-1].rpartition(".")[0])
-        beside = of and (*item.path[:-1], of[1]) in stems
-        return not beside and not any(map(MASKS.fullmatch, item.path[:-1]))
+    def is_image(path):
+        of = MASK_OF.fullmatch(path[-1].rpartition(".")[0])
+        beside = of and (*path[:-1], of[1]) in stems
+        return not beside and not any(map(MASKS.fullmatch, path[:-1]))
 
-    items = [Item(path, "", (), "") for path in paths]
-    if not any(map(is_image, items)):
+    if not any(map(is_image, paths)):
         return paths
-    found = keep(items, is_image, "are masks by the names of their folders or files")
-    return [item.path for item in found]
+    return keep(paths, is_image, "are masks by the names of their folders or files")
 
 
 def common_folder(folders):
