@@ -139,7 +139,6 @@ def archive(*folders):
     """
     names = files.old_names(*folders)
     for folder, name in zip(folders, names, strict=True):
-        if folder.exists():
-            with errors.os_errors(folder, "renamed"):
-                folder.rename(name)
+        with errors.os_errors(folder, "renamed"), contextlib.suppress(FileNotFoundError):
+            folder.rename(name)
     return names[0].name
