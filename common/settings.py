@@ -16,6 +16,7 @@ import argparse
 import ast
 import contextlib
 import difflib
+import functools
 import io
 import os
 import re
@@ -39,12 +40,10 @@ def override(namespace, arguments=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    group = None
+    group = functools.cache(parser.add_argument_group)  # one for each heading
     for name, (heading, comment) in constants.items():
-        if group is None or group.title != heading:
-            group = parser.add_argument_group(heading)
         text = f"{comment} (default: {namespace[name]!r})".replace("%", "%%")
-        group.add_argument(f"--{name}", metavar="VALUE", help=text)
+        group(heading).add_argument(f"--{name}", metavar="VALUE", help=text)
     parser.error = refuse  # argparse would print two lines and exit with status 2
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
