@@ -128,8 +128,7 @@ def lock(path, doing="training the run", constant="RUN_NAME"):
     """
     parent = make_folder(path.parent)
     file = parent / f".{path.name}.lock"
-    with os_errors(file, "locked"), warnings.catch_warnings(record=True) as fallback:
-        warnings.simplefilter("always")  # filelock's, where a mere file has to do
+    with os_errors(file, "locked"), warnings.catch_warnings(record=True, action="always") as warned:
         try:
             held = FileLock(file).acquire(timeout=0)
         except Timeout:
@@ -141,7 +140,7 @@ def lock(path, doing="training the run", constant="RUN_NAME"):
                 ) from None
             print(f"{told}; waiting for it ...")
             held = FileLock(file).acquire(poll_interval=0.5)  # seconds
-    if fallback:
+    if warned:  # by filelock
         print(f"the file system of {parent} has no locks: the file {file} has to do for one")
     else:
         with contextlib.suppress(OSError):

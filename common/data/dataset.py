@@ -16,8 +16,7 @@ from common import errors, files, hardware
 from common.data import download, npz_file, own_images, phantom
 from common.errors import UserError
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # medmnist warns of a read-only home, where we write nothing
+with warnings.catch_warnings(action="ignore"):  # of a read-only home, where we write nothing
     from medmnist import INFO
 
 INFO = {name: info for name, info in INFO.items() if not name.endswith("3d")}
