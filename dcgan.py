@@ -185,9 +185,10 @@ class Texture(nn.Module):
     def __init__(self, channels, halvings, scales, width=32):
         super().__init__()
         self.halvings, self.scales, self.square = halvings, scales, 2 ** (halvings + 1)
-        # The kernels that give the bands, found by the bands of images with one white pixel.
+        # The kernels that give the bands, found by the bands of images with one white pixel; on the
+        # CPU even where checkpoint.py builds on the meta device, which would import for a second.
         shape = channels, self.square, self.square
-        pixels = torch.eye(channels * self.square**2).view(-1, *shape)
+        pixels = torch.eye(channels * self.square**2, device="cpu").view(-1, *shape)
         kernels = self.bands(pixels).squeeze((2, 3)).T.reshape(-1, *shape)
         self.register_buffer("kernels", kernels, persistent=False)
         self.places = nn.Sequential(

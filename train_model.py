@@ -178,7 +178,7 @@ def new_run(images, labels, data, info, model_args, device, constants):
         info=info,
     )
     progress = Progress(
-        permutation=torch.randperm(len(images)),  # on the CPU: the same order on any device
+        permutation=torch.randperm(len(images)),  # on the CPU: the same first order on any device
         running_sums=torch.zeros(len(log.STATISTICS), device=device),
     )
     return run, progress, model
@@ -215,9 +215,10 @@ def build(model_args, device):
         optimizer_g=torch.optim.Adam(generator.parameters(), **adam),
         optimizer_d=torch.optim.Adam(discriminator.parameters(), **adam),
     )
-    if next(generator.parameters()).is_cuda:  # a CUDA graph would freeze a rate that is a number
-        for group in model.optimizer_g.param_groups + model.optimizer_d.param_groups:
-            group["lr"] = torch.tensor(LEARNING_RATE, device=device)
+    for group in model.optimizer_g.param_groups + model.optimizer_d.param_groups:
+        group["initial_lr"] = float(group["lr"])
+        if next(generator.parameters()).is_cuda:  # a CUDA graph would freeze a rate as a number
+            group["lr"] = torch.tensor(group["initial_lr"], device=device)
     return model
 
 
@@ -244,9 +245,10 @@ def train(images, labels, run, progress, model, folder, reference):
     epoch_images = len(images) // BATCH_SIZE * BATCH_SIZE  # the last incomplete batch is dropped
     if progress.step == 0 and distributed.is_first():  # a full disk shows now, not after an hour
         checkpoint.save_run(run, progress, model, folder)
+    plain = functools.partial(train_step, model=model, dtype=DTYPE)
     steps = {}  # by the weight of the penalty, of which a CUDA graph knows one
     for weight in {penalty_weight(0), penalty_weight(1)}:
-        step = functools.partial(train_step, model=model, dtype=DTYPE, penalty=weight)
+        step = functools.partial(plain, penalty=weight)
         graph = CUDA_GRAPHS and hardware.processes() == 1
         steps[weight] = Step(step, graph) if labels.is_cuda else step
     speed = log.Speed()
@@ -263,7 +265,8 @@ def train(images, labels, run, progress, model, folder, reference):
 
                 # Update D, G and the average of G.
                 set_learning_rate(model, progress.step + 1)
-                step = steps[penalty_weight(progress.step)]
+                weight = penalty_weight(progress.step)
+                step = steps.get(weight, functools.partial(plain, penalty=weight))
                 progress.running_sums += step(dataset.to_network(pixels), own_labels)
                 progress.images_seen += BATCH_SIZE
                 progress.step += 1
@@ -301,12 +304,12 @@ def train(images, labels, run, progress, model, folder, reference):
 
 
 def set_learning_rate(model, step):
-    """Set LEARNING_RATE for the first LR_DECAY_START steps, LR_DECAY_START / step of it later.
+    """Set the rates of `build`, after LR_DECAY_START steps LR_DECAY_START / step of them.
 
-    At a constant rate D becomes too strong in long runs (docs/RESULTS.md).
+    At constant rates D becomes too strong in long runs (docs/RESULTS.md).
     """
     for group in model.optimizer_g.param_groups + model.optimizer_d.param_groups:
-        rate = LEARNING_RATE * min(1.0, LR_DECAY_START / step)
+        rate = group["initial_lr"] * min(1.0, LR_DECAY_START / step)
         group["lr"] = group["lr"].fill_(rate) if torch.is_tensor(group["lr"]) else rate
 
 

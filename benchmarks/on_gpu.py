@@ -146,6 +146,8 @@ def move(name, device, epochs):
 
 def time_steps(size, batch, dtype, device):
     """Return the times of a step, plain and as a CUDA graph, its launches and the peak memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     images = torch.randint(256, (4 * batch, 1, size, size), dtype=torch.uint8)
     model = train_model.build(train_model.network_args(images, 0), device)
     images = images.to(device)

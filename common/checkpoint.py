@@ -195,6 +195,7 @@ def load_optimizer_state(optimizer, saved, stepped, name):
     layout would give wrong weights or a crash.
     """
     probe = copy.deepcopy(optimizer)
+    probe._warned_capturable_if_run_uncaptured = True  # torch would advise to change the recipe
     groups = optimizer.state_dict()["param_groups"]
     alike = [len(g["params"]) for g in groups] == [len(g["params"]) for g in saved["param_groups"]]
     require(alike, name, "has other groups of parameters")
@@ -261,7 +262,11 @@ def load_for_resume(folder, constants, may_change, generator, discriminator):
 
 
 def save_run(run, progress, model, folder):
-    """Write checkpoint.pt into a run's folder. Raises UserError, also if weights are not finite."""
+    """Write checkpoint.pt into a run's folder.
+
+    Raises UserError, also if weights are not finite or `load` would refuse what the networks'
+    arguments, the constants or the history hold: the last good checkpoint is then kept.
+    """
     check_finite(progress, model, folder)
     progress.saved_at = time.time()
     if progress.running_sums.is_cuda:
@@ -273,6 +278,13 @@ def save_run(run, progress, model, folder):
             numbers = [n for group in content[name]["param_groups"] for n in group["params"]]
             content[name]["state"] = dict.fromkeys(numbers, UNUSED) | content[name]["state"]
     content["rng_cpu"] = torch.get_rng_state()
+    try:
+        check(schema.PLAIN_PARTS, content)
+    except Invalid as error:
+        raise UserError(
+            f"{folder} cannot be saved: {error}. A checkpoint holds plain values: have the code "
+            "that it comes from make it a number, a text or a tuple of them"
+        ) from None
     save(folder / "checkpoint.pt", content)
 
 

@@ -31,13 +31,13 @@ def update_bn(generator_ema, label_counts, seed, dtype):
     random = torch.Generator().manual_seed(seed)
     latents = torch.randn(640, generator_ema.latent_dim, generator=random)
     labels = draw_labels(label_counts, len(latents), random)
-    norms = [layer for layer in generator_ema.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
+    for layer in generator_ema.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain mean over the batches
     device = next(generator_ema.parameters()).device
     generator_ema.train()
-    with hardware.autocast(device, dtype):
+    with hardware.keep_random(device), hardware.autocast(device, dtype):
         for batch in zip(latents.split(64), labels.split(64), strict=True):
             generator_ema(*(tensor.to(device) for tensor in batch))
     generator_ema.eval()

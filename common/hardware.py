@@ -130,6 +130,11 @@ def choose_dtype(dtype, device):
     return dtype if dtype != "auto" else "bfloat16" if fast else "float32"
 
 
+def keep_random(device):
+    """Return the context manager after which torch's random state is what it was before."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
 def autocast(device, dtype):
     """Return the context manager in which convolutions compute in a dtype, as "bfloat16"."""
     return torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32")

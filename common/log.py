@@ -100,7 +100,8 @@ class Speed:
         if self.told or speed > best / 2:
             return None
         self.told = True
-        helps = "; so does --THREADS=1, after Ctrl-C" if torch.get_num_threads() > 1 else ""
+        on_cpu = torch.get_num_threads() > 1 and not torch.cuda.is_initialized()
+        helps = "; so does --THREADS=1, after Ctrl-C" if on_cpu else ""
         return (
             f"{speed:.0f} images/s, {best:.0f} before: other programs keep the machine busy. "
             f"Closing them helps{helps}."

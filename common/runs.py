@@ -124,6 +124,7 @@ def describe_recipe(model, functions):
         for option in sorted(groups[0].keys() - {"params", "lr"}):
             recipe[f"{name} {option}"] = repr([group[option] for group in groups])
     for function in functions:
+        function = function if inspect.isroutine(function) else type(function)  # of an object
         code = ast.parse(textwrap.dedent(inspect.getsource(function)))
         for node in ast.walk(code):
             if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):

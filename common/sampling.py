@@ -49,5 +49,5 @@ def sample(generator, label_counts, n, seed, dtype="float32"):
     latents = torch.randn(n, generator.latent_dim, generator=random)
     labels = draw_labels(label_counts, n, random)
     device = next(generator.parameters()).device
-    with hardware.autocast(device, dtype):
+    with hardware.keep_random(device), hardware.autocast(device, dtype):
         return draw(generator, latents.to(device), labels.to(device)).cpu()

@@ -132,6 +132,7 @@ RULES = {"format": OneOf((FORMAT,))}  # first, so that it is what a message name
 for part in (Run, Progress, Model):
     hints = typing.get_type_hints(part, include_extras=True)
     RULES |= {name: hint.__metadata__[0] for name, hint in hints.items()}
+PLAIN_PARTS = Table({key: RULES[key] for key in ("settings", "model_args", "recipe", "history")})
 CHECKPOINT = Table(RULES | {"rng_cpu": RNG})
 KEPT = ("format", "generator_ema", "epoch", "settings", "channels", "label_counts", "model_args")
 SNAPSHOT = Table({key: RULES[key] for key in (*KEPT, "data_official", "info")})

@@ -5,6 +5,7 @@ import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import NARROW, REPO, networks, rewrite, signal_in_step
@@ -95,6 +96,42 @@ def test_another_optimiser_resumes_bit_for_bit(run, small, edit, optimiser):
     assert_same_run("phantom", "straight")
 
 
+def test_each_network_learns_at_the_rate_that_build_gives_it(run, train, edit):
+    small = train("--EPOCHS=1")
+    script = edit(r"(discriminator\.parameters\(\), \*\*adam)", r'\1 | {"lr": 4e-4}')
+    assert run(script, *small, "--RUN_NAME=faster").status == 0
+    saved = [torch.load(f"models/{name}/checkpoint.pt") for name in ("phantom", "faster")]
+    slow, fast = (each["optimizer_d"]["param_groups"][0]["lr"] for each in saved)
+    assert fast == pytest.approx(4 * slow)
+    weights = [each["discriminator"]["head.weight"] for each in saved]
+    assert not torch.equal(*weights)
+    result = run(script, *small, "--EPOCHS=2")
+    assert result.status == 1 and "another optimizer_d initial_lr" in result.text
+
+
+def test_a_penalty_that_falls_from_step_to_step_is_trained_with(run, small, edit):
+    script = edit(r"else 16 \* R1", "else 16 * R1 / (step + 1)")
+    assert run(script, *small, "--EPOCHS=3", "--METRIC_IMAGES=0", "--BATCH_SIZE=32").status == 0
+
+
+def test_a_loss_may_be_an_object(run, small, edit):
+    loss = "class Loss(torch.nn.Module):\n    def forward(self, x):\n        return -x.mean()\n\n\n"
+    new = loss + "generator_loss = Loss()\n\n\ndef generator_loss_of_before"
+    script = edit("def generator_loss", new)
+    assert run(script, *small, "--EPOCHS=1", "--METRIC_IMAGES=0").status == 0
+    assert run(script, *small, "--EPOCHS=2", "--METRIC_IMAGES=0").status == 0
+
+
+def test_what_could_not_be_read_again_does_not_replace_a_good_checkpoint(run, train, monkeypatch):
+    small = train("--EPOCHS=1")
+    before, evaluate = CHECKPOINT.read_bytes(), metrics.evaluate
+    kid = {"kid": np.float64(0.5)}  # weights_only refuses NumPy's numbers
+    monkeypatch.setattr(metrics, "evaluate", lambda *a: evaluate(*a) | kid)
+    result = run("train_model.py", *small, "--EPOCHS=2")
+    assert result.status == 1 and "history 1 kid" in result.text and "plain values" in result.text
+    assert CHECKPOINT.read_bytes() == before
+
+
 OTHER_OPTIONS = {  # in train_model.py: what changes in both optimisers, and what the refusal names
     "the class": (ADAM, OTHER_OPTIMISERS["AdamW"], 2, "optimizer_g"),
     "beta2": (r"0\.999\)", "0.99)", 1, "optimizer_g betas"),
@@ -131,7 +168,7 @@ CODE = {
     "matching_loss": (r"clamp\(min=1e-6\)", "clamp(min=1e-3)"),
     "train_step": (r"else loss_g\)\.backward\(\)\n", "else 2 * loss_g).backward()\n"),
     "penalty_weight": ("step % 16 else", "step % 8 else"),
-    "set_learning_rate": (r"LEARNING_RATE \* min", "LEARNING_RATE * max"),
+    "set_learning_rate": (r"min\(1\.0, LR", "max(1.0, LR"),
 }
 
 

@@ -8,6 +8,7 @@ import torch
 
 import dcgan
 import train_model
+from common import sampling
 from common.data import dataset
 from common.ema import update_bn, update_ema
 from common.schema import Model
@@ -200,6 +201,23 @@ def test_the_averaged_generator_gets_the_statistics_of_its_own_images():
         update_bn(average, {}, seed=0, dtype="float32")
         assert (average(latents) - as_in_training).abs().mean() < 0.01  # other latents than these
         assert not average.training
+
+
+def test_measuring_changes_neither_the_random_state_nor_its_result():
+    """A generator of one's own may have Dropout, noise or BatchNorm of another kind."""
+    torch.manual_seed(0)
+    average = Generator().requires_grad_(False).eval()
+    average.to_image.insert(0, torch.nn.Dropout(0.5))
+    flat = torch.nn.BatchNorm1d(average.project.out_features)
+    average.project = torch.nn.Sequential(average.project, flat)
+    before, means = torch.get_rng_state(), []
+    for _ in range(2):
+        update_bn(average, {}, seed=0, dtype="float32")
+        means.append(flat.running_mean.clone())
+    average.train()
+    sampling.sample(average, {}, 10, seed=0)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(*means) and means[0].abs().sum() > 0
 
 
 def test_pixels_survive_the_way_into_the_network_and_back():
