@@ -250,14 +250,14 @@ def read_folder(root, paths, target, size, labels_csv=None):
         )
     if coloured:
         print(f"in colour, as {len(coloured):,} images are; the first is {printable(coloured[0])}")
-    if not kept:
-        raise UserError(f"none of the images in {root} can be used for training")
     return to_arrays(root, images[: len(kept)], kept)
 
 
 def to_arrays(root, images, items):
     """Return the arrays of a file in MedMNIST's layout, {name: array}, with label_names."""
     parts, names, numbers = layout.divide(items)
+    if not parts["train"]:
+        raise UserError(f"none of the images in {root} can be used for training")
     digests = [hashlib.sha256(image).digest() for image in images]
     layout.tell_shared(items, digests, parts, "identical to images in")
     shown = [printable(name)[:200] for name in names]
@@ -266,8 +266,6 @@ def to_arrays(root, images, items):
     arrays = {"label_names": np.array(shown, np.str_)}
     for split, chosen in parts.items():
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[chosen], numbers[chosen]
-    if not parts["train"]:
-        raise UserError(f"none of the images in {root} can be used for training")
     words = ", ".join(f"{len(chosen):,} {split}" for split, chosen in parts.items())
     print(f"read {words} images, {len(names) or 'no'} labels")
     return arrays

@@ -6,7 +6,6 @@ nothing for each finding), RSNA, ISIC and what looks like them; docs/FILES.md ha
 
 import contextlib
 import csv
-import functools
 import itertools
 import re
 import shlex
@@ -43,7 +42,8 @@ def match(path, paths, most=None):
     patient, single = (
         next((plain[name] for name in known if name in plain), None) for known in (PATIENTS, LABELS)
     )
-    findings = [] if single else find_findings(columns, {file, patient})
+    others = [name for name in columns if name not in (file, patient)]
+    findings = [] if single else [name for name in others if is_finding(name, columns[name])]
     if not single and not findings:
         raise UserError(
             f"{path} has no column of labels: call it label, or give each label a column of 0 and "
@@ -108,22 +108,18 @@ def finder(paths):
 
     The text may lack folders of the path and the suffix, or have folders around it.
     """
-
-    @functools.cache
-    def index(n):
-        found = {}
-        for path in paths:
-            parts = parts_of("/".join(path))
-            for key in {parts[-n:], bare(parts)[-n:]}:
-                if len(key) == n:
-                    found[key] = None if key in found else path
-        return found
+    ends = {}  # {the last parts of a path, with and without suffix: the path, or None if several}
+    for path in paths:
+        parts = parts_of("/".join(path))
+        for n in range(len(parts)):
+            for key in {parts[n:], bare(parts[n:])}:
+                ends[key] = None if key in ends else path
 
     def find(text):
         parts = parts_of(text)
-        for n in range(len(parts), 0, -1):
-            path = index(n).get(parts[-n:]) or index(n).get(bare(parts)[-n:])
-            if path and (n == len(parts) or len(path) == n):
+        for n in range(len(parts)):
+            path = ends.get(parts[n:]) or ends.get(bare(parts[n:]))
+            if path and (n == 0 or len(path) == len(parts[n:])):
                 return path
         return None
 
@@ -144,14 +140,10 @@ def find_files(columns, find):
     return None
 
 
-def find_findings(columns, others):
-    """Return the names of the columns that are findings: all values are 1, 0, -1 or nothing."""
-
-    def is_finding(name):
-        values = {VALUES.get(cell.strip()) for cell in columns[name]}
-        return 1 in values and None not in values and letters(name) not in NO_LABELS
-
-    return [name for name in columns if name not in others and is_finding(name)]
+def is_finding(name, cells):
+    """Whether a column is a finding: all values are 1, 0, -1 or nothing, and one is 1."""
+    values = {VALUES.get(cell.strip()) for cell in cells}
+    return 1 in values and None not in values and letters(name) not in NO_LABELS
 
 
 def offer(folder, paths):
