@@ -99,6 +99,7 @@ CHANGES = {
     "no gradient penalty": {"R1": 0.0},
     "no smaller discriminators": {"Discriminator": WholeAndTexture},
     "plain discriminator": {"Discriminator": partial(dcgan.Discriminator, scales=())},
+    "first width 128": {"Generator": partial(dcgan.Generator, widths=(128, 128, 64, 16))},
     "transposed last stage": {"Generator": partial(dcgan.Generator, bilinear=False)},
     "discriminator twice as wide": {
         "Discriminator": partial(dcgan.Discriminator, widths=(64, 128, 256))
