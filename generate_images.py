@@ -18,6 +18,7 @@ if __name__ == "__main__":
     script.prepare()  # before torch, which takes seconds
 
 import csv
+import functools
 import textwrap
 import zipfile
 from pathlib import Path
@@ -67,11 +68,11 @@ _AS_TRAINED = "as in the training set"
 def main():
     folder = runs.find_run(MODELS_DIR, RUN_NAME)
     path = folder / "checkpoint.pt"
+    saved = run = checkpoint.load(path, checkpoint.CHECKPOINT)
     if EPOCH != "last":
-        history = checkpoint.load(path, checkpoint.CHECKPOINT)["history"]
         snapshots = runs.find_snapshots(folder)
-        path = snapshots[runs.choose_epoch(EPOCH, snapshots, history)]
-    saved = checkpoint.load(path, checkpoint.SNAPSHOT)
+        path = snapshots[runs.choose_epoch(EPOCH, snapshots, run["history"])]
+        saved = checkpoint.load(path, checkpoint.SNAPSHOT)
     name, size = saved["settings"]["DATASET"], saved["settings"]["SIZE"]
     label_counts, about_labels = choose_labels(saved, folder)
     generator = checkpoint.rebuild_generator(saved, path)
@@ -82,12 +83,12 @@ def main():
     if VAL_AND_TEST == "real":
         if FORMAT == "png":
             raise UserError('VAL_AND_TEST=real: legal with FORMAT=png is "empty"')
-        real = load_real(checkpoint.load(folder / "checkpoint.pt", checkpoint.CHECKPOINT))
+        real = load_real(run)
 
     pictures = runs.run_folder(IMAGES_DIR, folder.name)
     out = Path(os.path.normpath(OUT)) if OUT else pictures / "export"
     with files.new_folder(out) as hidden:
-        print(f"run        {folder}, {path.name}, epoch {saved['epoch']}")
+        print(f"run        {folder}, {path.name}, {describe_epoch(saved)}")
         print(f"labels     {about_labels}")
         print(f"images     {n:,} to {out}")
         if FORMAT == "npz":
@@ -239,11 +240,19 @@ def write_pngs(folder, generator, label_counts, n, saved):
                 number += 1
 
 
+def describe_epoch(saved):
+    """Return in words which epoch a checkpoint or a generator of an epoch is from."""
+    unfinished = saved.get("images_seen")  # which the latter lacks
+    return f"unfinished epoch {saved['epoch'] + 1}" if unfinished else f"epoch {saved['epoch']}"
+
+
 def describe(saved, folder, path, n, about_labels, real):
     """Return the text of ABOUT.txt: what the images are, and how to draw them again."""
     trained, info = saved["settings"], saved["info"]
     size = trained["SIZE"]
     where = {"RUN_NAME": folder.name, "MODELS_DIR": MODELS_DIR, "IMAGES_DIR": IMAGES_DIR}
+    wrap = functools.partial(textwrap.fill, width=100, subsequent_indent=" " * 12)
+    names = [f"{number} {name}" for number, name in enumerate(label_names(info))]
     kept = [f"{key}={value!r}" for key, value in trained.items() if not key.endswith("_DIR")]
     lines = [
         "SYNTHETIC IMAGES. NOT FOR CLINICAL USE.",
@@ -252,12 +261,13 @@ def describe(saved, folder, path, n, about_labels, real):
         "",
         f"images      {n:,} of {size}x{size}x{saved['channels']}",
         f"labels      {about_labels}",
+        *([wrap(f"names       {', '.join(names)}")] if saved["label_counts"] else []),
         f"seed        {SEED}, drawn {sampling.chunk(size)} at a time",
-        f"run         {folder.name}, epoch {saved['epoch']} of {trained['EPOCHS']}",
+        f"run         {folder.name}, {describe_epoch(saved)} of {trained['EPOCHS']}",
         f"checkpoint  {path.name}, SHA-256 {saved['file_sha256']}",
         f"made by     generate_images.py, torch {torch.__version__}",
         f"learned     {dataset.title(info)}, training split",
-        textwrap.fill(f"settings    {', '.join(kept)}", 100, subsequent_indent=" " * 12),
+        wrap(f"settings    {', '.join(kept)}"),
     ]
     if quality := saved["model_args"]["generator"].get("jpeg"):
         lines.append(f"compressed  as JPEG of quality {quality}, as what it learned from was")

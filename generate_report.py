@@ -55,7 +55,7 @@ FAILURES = True  # the images furthest from the training set [True, False]
 PLAY = True  # a page of its own, play.html, to play with both networks [True, False]
 
 # --- Pictures; these numbers are for 28 pixels, larger images are fewer and enlarged less ---
-SCALE = 6  # screen pixels per image pixel, except in GIFs; 6 is fine for print [1 to 10]
+SCALE = 6  # screen pixels per image pixel, except in GIFs; 6 is fine for print [2 to 10]
 COLLAGE_ROWS = 8  # of each half of the collage [1 to 50]
 COLLAGE_COLUMNS = 8  # of each half of the collage [1 to 50]
 GRID_ROWS = 8  # of the grid of an epoch, which the GIF shows too [1 to 8]
@@ -262,7 +262,7 @@ def write_page(context):
     saved, path = context.saved, context.out / "report.html"
     trained, history = saved["settings"], saved["history"]
     name = trained["DATASET"]
-    speeds = [row["images_per_second"] for row in history if "images_per_second" in row]
+    seconds = sum(row.get("seconds", 0) for row in history) + saved["seconds"]
     jinja = environment()
     jinja.filters["digits"] = digits
     html = jinja.get_template("report.html.jinja").render(
@@ -277,8 +277,8 @@ def write_page(context):
         source=f"{context.data.path.name}, {dataset.provenance(context.data)}",
         is_official=dataset.is_official(context.data),
         settings={key: value for key, value in trained.items() if key not in HIDDEN},
-        seconds=timedelta(seconds=round(sum(row.get("seconds", 0) for row in history))),
-        speed=sum(speeds) / len(speeds) if speeds else None,
+        seconds=timedelta(seconds=round(seconds)),
+        speed=saved["step"] * trained["BATCH_SIZE"] / seconds if seconds else None,
     )
     files.write(path, html.encode())
     print(f"{path}: {len(html.encode()) / 1e6:.1f} MB, the page to open in a browser")

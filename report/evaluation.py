@@ -48,8 +48,8 @@ MEMORISATION = {
     "ratio": (
         "Memorisation ratio",
         "near 1",
-        "median distance to the nearest training image, divided by that of held-out images; "
-        "0 for copies",
+        "median distance to the nearest training image, divided by that of held-out images, which "
+        "are its reference, too; 0 for copies",
     ),
     "share": (
         "Memorisation share",

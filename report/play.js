@@ -678,7 +678,8 @@ function startBrushes() {
     const on = brush() !== "none";
     canvas.classList.toggle("brush", on);
     canvas.tabIndex = on ? 0 : -1;
-    if (on) canvas.setAttribute("aria-label", "The picture: arrow keys move, Space draws");
+    const label = on ? "The picture: arrow keys move, Space draws" : "The image that the forger draws";
+    canvas.setAttribute("aria-label", label);
     if (on) stopWalk();
     if (!on) find("cursor").hidden = true;
   });

@@ -35,10 +35,13 @@ SEED = 0  # of the latents that are looked at; what the page draws is new each t
 
 def play(context):
     """Write play.html. Returns {"file": its name}, or None if it cannot compute the networks."""
-    captions, samples, saved = context.captions, context.samples, context.saved
+    saved = context.saved
     name = saved["settings"]["DATASET"]
+    if context.size > LARGEST:
+        tqdm.write(f"no play.html: above {LARGEST} pixels a browser needs seconds for an image")
+        return None
     try:
-        data = collect(context) if context.size <= LARGEST else None
+        data = collect(context)
     except export_js.UnknownLayer as error:
         tqdm.write(f"no play.html: play.js cannot compute {error}, which this run's networks do")
         return None
@@ -47,14 +50,13 @@ def play(context):
         return None
     html = render(
         data,
-        captions=captions,
-        samples=samples,
+        captions=context.captions,
+        samples=context.samples,
         saved=saved,
         phantom=name == "phantom",
         info=saved["info"],
         own=name not in dataset.NAMES,
-        is_official=data is not None and dataset.is_official(context.data),
-        largest=LARGEST,
+        is_official=dataset.is_official(context.data),
     )
     path = context.out / "play.html"
     files.write(path, html.encode())
@@ -246,7 +248,7 @@ def describe_game(samples, detective):
 
 
 def render(data, **facts):
-    """Fill the template. data: what collect returned, or None if the images are too large."""
+    """Fill the template. data: what collect returned."""
     script, style = (read(name) for name in ("play.js", "play.css"))
     hashes = {"script_hash": hash_of(script), "style_hash": hash_of(style), "version": version()}
     facts |= {"data": data, "json": script_json(data), "script": script, "style": style}

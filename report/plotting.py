@@ -40,6 +40,7 @@ DISTANCE = "the root mean square of the pixels, in grey levels"  # of two images
 INK, BLUE, VERMILION, GREEN = "#1d2127", "#0072b2", "#d55e00", "#009e73"
 # The same on a dark screen. Colour-blind readers can tell them apart too (Okabe and Ito).
 DARK = {INK: "#d7dade", BLUE: "#56b4e9", VERMILION: "#f0864a", GREEN: "#2fc79b"}
+DARK |= {"#440154": "#c58bd6", "#414487": "#8f93e0"}  # the dark end of viridis
 STYLE = {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -282,7 +283,8 @@ def gif(frames, greys, durations):
     """Return the bytes of an endless animation, grey frames in as many levels as `greys`."""
     if all((frame == frame[:, :, :1]).all() for frame in frames):
         step = 255 / (greys - 1)
-        frames = [((frame[:, :, 0] / step).round() * step).astype(np.uint8) for frame in frames]
+        levels = [(frame[:, :, 0] / step).round() * step for frame in frames]
+        frames = [level.round().astype(np.uint8) for level in levels]
     if len(frames) == 1:  # imageio then passes the durations on as those of one picture
         durations = durations[0]
     return imageio.imwrite("<bytes>", frames, extension=".gif", duration=durations, loop=0)

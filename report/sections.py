@@ -116,7 +116,7 @@ def training(context):
     strips.append((captions.original, plotting.tile(samples.shuffled(slice(examples)), examples)))
     count = {10: "ten", 5: "five", 4: "four"}[examples]
     heading = f"{captions.name}\nsynthetic images from the same {count} latents"
-    alt = f"a row of synthetic images from the same latents for each epoch, {captions.name}"
+    alt = f"a row of images, {captions.originals} or synthetic ones of one epoch, {captions.name}"
     strips = plotting.save_tiles(out / "training_progress.png", heading, strips, 1, scale, alt)
 
     page, rows = {"gif": gif, "strips": strips}, context.saved["history"]
@@ -142,7 +142,7 @@ def draw_losses(history, name):
     plotting.plot(upper, history, "loss_discriminator", "discriminator", "C0")
     plotting.plot(upper, history, "loss_generator", "generator", "C1")
     upper.set_ylabel("loss (nats)")
-    upper.set_ylim(bottom=0)
+    upper.set_ylim(bottom=min(0, upper.get_ylim()[0]))  # other losses can be negative
     plotting.plot(lower, history, "d_real", "D(x), real", "C0")
     plotting.plot(lower, history, "d_fake", "D(G(z)), synthetic", "C1")
     lower.axhline(0.5, color="grey", linewidth=0.8, linestyle="--", label="cannot tell")

@@ -178,6 +178,7 @@ def test_medmnists_class_loads_the_export_in_place_of_the_real_file(run, tmp_pat
     few = run("generate_images.py", "--N_IMAGES=70", "--OUT=few", "--LABELS=Pneumonia")
     assert few.status == 0 and "insists on 4,708 images" in few.text
     assert (arrays("few/pneumoniamnist.npz")["train_labels"] == 1).all()
+    assert "names       0 normal, 1 pneumonia" in Path("few/ABOUT.txt").read_text()
     assert arrays("few/pneumoniamnist.npz")["test_images"].shape == (0, 28, 28)
     mixed = run("generate_images.py", "--OUT=mixed", "--LABELS=normal+pneumonia")
     assert mixed.status == 1 and "no image of PneumoniaMNIST" in mixed.text

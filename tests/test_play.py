@@ -406,6 +406,15 @@ def test_the_game_counts_right_and_its_answers_agree_with_the_data(page, played,
     assert len(embedded(played)["game"]["labels"]) == 40
 
 
+def test_the_report_is_not_scrolled_sideways(browser, played):
+    page = browser.new_page()
+    page.goto((played / "images/phantom/report.html").as_uri())
+    for width in (320, 360, 768, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
 def test_nothing_overflows_on_a_phone_or_a_desk(page):
     for width in (360, 1280):
         page.set_viewport_size({"width": width, "height": 740})

@@ -13,7 +13,7 @@ from conftest import rewrite, signal_in_step
 from PIL import Image
 
 from common import checkpoint, sampling
-from report import plotting
+from report import plotting, sections
 
 
 def pictures(folder):
@@ -235,6 +235,13 @@ def test_a_legend_and_the_title_above_it_do_not_meet(curves):
         figure.draw_without_rendering()
     legend = axes.get_legend().get_window_extent()
     assert legend.y1 < axes._left_title.get_window_extent().y0 < legend.y1 + 60
+
+
+def test_losses_below_zero_are_within_the_axes():
+    row = {"loss_generator": 0.5, "d_real": 0.6, "d_fake": 0.4}
+    history = [row | {"epoch": n, "loss_discriminator": 0.1 - n} for n in range(1, 4)]
+    upper, _ = sections.draw_losses(history, "phantom").axes
+    assert upper.get_ylim()[0] <= -2.9
 
 
 def test_a_legend_of_five_curves_leaves_the_curves_their_width():

@@ -331,8 +331,9 @@ def test_the_page_of_large_images_stays_small_and_says_why_it_has_no_game(
         assert run("train_model.py", *options).status == 0
     assert run("generate_report.py", *LITTLE).status == 0
     folder = Path("images/phantom_128")
-    assert (folder / "report.html").stat().st_size < 12e6
-    assert "128 x 128 pixels" in (folder / "play.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert len(page) < 12e6
+    assert not (folder / "play.html").exists() and 'href="play.html"' not in page
     with Image.open(folder / "real_vs_synthetic.png") as picture:
         assert max(picture.size) < 2000  # three by three in each half
 
