@@ -202,7 +202,7 @@ def draw_metrics(history, table, n, captions):
     for number, ratio in enumerate(spectrum.RATIOS[: len(spectrum.BANDS)]):
         colour = colormaps["viridis"](number / len(spectrum.BANDS))  # from coarse to fine
         plotting.plot(bands, history, ratio, spectrum.band_text(ratio[-2:]), colour)
-    bands.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+    bands.axhline(1, color="grey", linewidth=0.8)
     bands.set_ylabel("amplitude of stripes,\nsynthetic / real")
     bands.set_ylim(bottom=0)
     for axes in (upper, lower, bands):
