@@ -25,7 +25,6 @@ import dcgan
 from common import checkpoint
 from common.data import dataset
 from report import export_js, play
-from report.context import Captions
 
 ONLY_PLAY = only("play")
 NODE = """
@@ -197,14 +196,10 @@ def test_names_cannot_break_out_of_the_data():
     assert "<" not in text and text.isascii() and json.loads(text)["name"] == name
 
 
-def test_pages_of_larger_images_say_why_they_cannot_be_played(tmp_path):
-    captions = Captions("Phantom", "phantom", "phantoms", 1, "epoch 1 of 1", "the last", "of 1")
-    samples = SimpleNamespace(images=torch.zeros(2, 1, 128, 128))
-    saved = {"settings": {"DATASET": "phantom"}, "info": {}}
-    facts = {"captions": captions, "samples": samples, "saved": saved, "out": tmp_path}
-    assert play.play(SimpleNamespace(**facts, size=128))
-    html = (tmp_path / "play.html").read_text(encoding="utf-8")
-    assert "128 x 128 pixels" in html and "up to 64 pixels" in html and "<script" not in html
+def test_larger_images_get_no_page_and_a_line_says_why(capsys):
+    context = SimpleNamespace(saved={"settings": {"DATASET": "phantom"}}, size=128)
+    assert play.play(context) is None
+    assert "no play.html: above 64 pixels" in capsys.readouterr().out
 
 
 def test_the_report_goes_on_without_the_page_of_an_unknown_layer(run, played, monkeypatch):

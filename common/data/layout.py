@@ -207,7 +207,7 @@ def divide(items):
         names, numbers = [f"no {names[0]}", *names], [[len(those)] for those in labels]
     else:
         numbers = [[int(name in those) for name in names] for those in labels]
-    return parts, names, np.array(numbers, np.uint8).reshape(len(labels), -1)
+    return parts, names, np.array(numbers, np.uint8)
 
 
 def draw_splits(items):
