@@ -157,7 +157,8 @@ class Discriminator(nn.Module):
         """Images (N, channels, size, size) -> activations of the last stage, at 4x4 (N, 2048)."""
         for stage in self.stages:
             images = getattr(self, stage)(images)
-        return images.flatten(1)
+        # In the order of memory; the other one would slow down the backward pass on a CPU.
+        return images.permute(0, 2, 3, 1).flatten(1)
 
     def forward(self, images, labels=None):
         features = self.features(images)
@@ -269,14 +270,16 @@ def texture_scales(images):
 
 
 def initialise(module):
-    """Draw weights from N(0, 0.02) and BatchNorm scales from N(1, 0.02).
+    """Draw weights from N(0, 0.01) and BatchNorm scales from N(1, 0.02).
 
-    Source: Radford et al. 2015, section 4, for the weights; the PyTorch DCGAN example for
-    BatchNorm, on which the paper is silent.
+    Source: the PyTorch DCGAN example for BatchNorm. Radford et al. 2015, section 4, draw weights
+    from N(0, 0.02). Adam moves a weight by up to its learning rate each step, however large it is,
+    and BatchNorm undoes the scale of a layer: with weights half as large, a step changes twice as
+    much, and the first epochs teach about twice as much (docs/RESULTS.md, "Smaller weights").
     """
     if isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
     elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-        nn.init.normal_(module.weight, 0.0, 0.02)
+        nn.init.normal_(module.weight, 0.0, 0.01)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -86,6 +86,19 @@ def one_sided_label_smoothing(real_logits, fake_logits):
     return loss + F.binary_cross_entropy_with_logits(fake_logits, zeros)
 
 
+build = train_model.build  # before a variant replaces it
+
+
+def larger_weights(*arguments):
+    """Return a Model whose weights are drawn from N(0, 0.02), as Radford et al. 2015 draw them."""
+    model = build(*arguments)
+    for network in (model.generator, model.generator_ema, model.discriminator):
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                module.weight.data *= 2
+    return model
+
+
 # {variant: {name in train_model.py: its value in this variant}}
 CHANGES = {
     "as shipped": {},
@@ -94,7 +107,10 @@ CHANGES = {
         "Discriminator": partial(dcgan.Discriminator, scales=()),
         "R1": 0.0,
         "MATCHING": 0.0,
+        "LR_DECAY_START": 1_000_000_000,
+        "build": larger_weights,
     },
+    "larger weights": {"build": larger_weights},
     "no matching loss": {"MATCHING": 0.0},
     "no gradient penalty": {"R1": 0.0},
     "no smaller discriminators": {"Discriminator": WholeAndTexture},

@@ -45,6 +45,7 @@ def ours(images, device, seed):
                     yield dataset.to_network(images[chosen])
 
     def train(model, real, steps):
+        train_model.set_learning_rate(model, steps)
         penalty = train_model.penalty_weight(steps - 1)
         statistics = train_model.train_step(real, no_labels, model, dtype, penalty)
         ema.update_ema(model.generator_ema, model.generator, steps * batch, batch, half_life)

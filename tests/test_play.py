@@ -72,7 +72,7 @@ def trained_a_little(network, *inputs):
     """Give a network weights and statistics of BatchNorm that differ from layer to layer."""
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.mul_(4 if parameter.ndim > 1 else 1).add_(torch.randn_like(parameter) / 50)
+            parameter.mul_(8 if parameter.ndim > 1 else 1).add_(torch.randn_like(parameter) / 50)
         for _ in range(3):
             network.train()(*inputs)
     return network.eval()
