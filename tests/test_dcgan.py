@@ -233,3 +233,13 @@ def test_pixels_survive_the_way_into_the_network_and_back():
     images = dataset.to_network(pixels)
     assert images.min() == -1 and images.max() == 1
     assert torch.equal(dataset.to_pixels(images), pixels)
+
+
+def test_the_learning_rate_falls_to_a_fifth():
+    arguments = {"generator": {}, "discriminator": {}}
+    model = train_model.build(arguments, torch.device("cpu"))
+    rates = {1: 1e-4, 2000: 1e-4, 4000: 5e-5, 61300: 2e-5}
+    for step, rate in rates.items():
+        train_model.set_learning_rate(model, step)
+        for optimizer in (model.optimizer_g, model.optimizer_d):
+            assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(rate)]
