@@ -110,7 +110,7 @@ CHANGES = {
         "LR_DECAY_START": 1_000_000_000,
         "build": larger_weights,
     },
-    "larger weights": {"build": larger_weights},
+    "larger weights": {"build": larger_weights, "LR_DECAY_START": 6000, "R1": 0.02},
     "no matching loss": {"MATCHING": 0.0},
     "no gradient penalty": {"R1": 0.0},
     "no smaller discriminators": {"Discriminator": WholeAndTexture},
