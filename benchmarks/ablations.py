@@ -93,9 +93,9 @@ def larger_weights(*arguments):
     """Return a Model whose weights are drawn from N(0, 0.02), as Radford et al. 2015 draw them."""
     model = build(*arguments)
     for network in (model.generator, model.generator_ema, model.discriminator):
-        for module in network.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-                module.weight.data *= 2
+        for parameter in network.parameters():
+            if parameter.ndim > 1:  # neither BatchNorm nor biases, which are 0
+                parameter.data *= 2
     return model
 
 
