@@ -25,11 +25,12 @@ class Generator(nn.Module):
     labels: the width of a label vector; 0 is the plain, unconditional DCGAN. A conditional one
     takes float label vectors (N, labels) of zeros and ones as well (Mirza and Osindero 2014).
     size: 28, 64, 128 or 224 pixels. widths: feature maps at an eighth, a quarter, a half of size
-    and at size, at 28 pixels that is at 4, 7, 14 and 28; the first counts for all coarser maps as
-    well, down to 4x4. bilinear: enlarge to the last size smoothly, then convolve, which leaves less
-    grain than a transposed convolution (Odena et al. 2016); False is the plain DCGAN. jpeg: the
-    quality, 10 to 100, at which sampling.draw compresses images, as real ones were; None: not.
-    Unless it is plain, a 3x3 convolution refines the maps at a quarter of size from 64 pixels on.
+    and at size. They begin at 7 or 8 pixels: that is a quarter of 28, which has no use for the first
+    width; at 128 and 224 it counts for all maps coarser than a quarter. bilinear: enlarge to the
+    last size smoothly, then convolve, which leaves less grain than a transposed convolution (Odena
+    et al. 2016); False is the plain DCGAN. jpeg: the quality, 10 to 100, at which sampling.draw
+    compresses images, as real ones were; None: not. Unless it is plain, a 3x3 convolution refines
+    the maps at a quarter of size from 64 pixels on.
     """
 
     def __init__(
@@ -44,15 +45,14 @@ class Generator(nn.Module):
     ):
         super().__init__()
         self.latent_dim, self.size, self.jpeg = latent_dim, size, jpeg
-        _, *larger = reversed(sides(size))
-        width, *wider = [widths[0]] * (len(larger) + 1 - len(widths)) + [*widths]
+        self.start, *larger = sides(size)[-2::-1]
+        width, *wider = [widths[0]] * (len(larger) - 3) + [*widths][-len(larger) - 1 :]
         self.embed = nn.Linear(labels, latent_dim, bias=False) if labels else None
         inputs = 2 * latent_dim if labels else latent_dim
-        self.project = nn.Linear(inputs, width * 4 * 4, bias=False)
-        self.at_4 = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.project = nn.Linear(inputs, width * self.start**2, bias=False)
+        self.at_start = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         self.stages = [f"to_{side}" for side in larger]
         for side, outputs in zip(larger, wider, strict=True):
-            odd = side % 2  # 4 pixels become 7, not 8
             if bilinear and side == size:
                 enlarge = [
                     nn.Conv2d(width, outputs, 1, bias=False),
@@ -60,8 +60,7 @@ class Generator(nn.Module):
                     nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
                 ]
             else:
-                shape = {"stride": 2, "padding": 1 + odd, "output_padding": odd}
-                enlarge = [nn.ConvTranspose2d(width, outputs, 4, **shape, bias=False)]
+                enlarge = [nn.ConvTranspose2d(width, outputs, 4, 2, padding=1, bias=False)]
             stage = nn.Sequential(*enlarge, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
             if bilinear and size > 28 and 4 * side == size:
                 more = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
@@ -84,8 +83,8 @@ class Generator(nn.Module):
                 raise ValueError(f"a conditional generator: labels {width} of 0 and 1 are missing")
             latents = torch.cat([latents, self.embed(labels)], dim=1)
         # Channels come last in memory, the order in which convolutions are fastest.
-        x = self.project(latents).view(len(latents), 4, 4, -1).permute(0, 3, 1, 2)
-        x = self.at_4(x)
+        x = self.project(latents).view(len(latents), self.start, self.start, -1)
+        x = self.at_start(x.permute(0, 3, 1, 2))
         for stage in self.stages:
             x = getattr(self, stage)(x)
         return self.to_image(x)
@@ -183,7 +182,7 @@ class Texture(nn.Module):
     fit into 10x10 pixels in large images, too.
     """
 
-    def __init__(self, channels, halvings, scales, width=32):
+    def __init__(self, channels, halvings, scales, width=16):
         super().__init__()
         self.halvings, self.scales, self.square = halvings, scales, 2 ** (halvings + 1)
         # The kernels that give the bands, found by the bands of images with one white pixel; on the

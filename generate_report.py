@@ -1,4 +1,4 @@
-"""Draw what a run has learned: real beside synthetic images, each epoch, an animation, the losses.
+"""Draw what a run has learned: real beside synthetic images, each epoch, an animation, the loss.
 
     python generate_report.py                          the run trained last
     python generate_report.py --RUN_NAME=phantom       a certain run
@@ -44,7 +44,7 @@ SEED = 0  # of the synthetic images and the choice of real ones [0 to 2147483647
 # --- Sections of the page; one that is off draws no pictures ---
 COLLAGE = True  # "Reel vs Real": real images beside synthetic ones [True, False]
 BLIND_TEST = True  # real and synthetic images mixed, for the reader to tell apart [True, False]
-TRAINING = True  # each epoch, the GIF, the losses [True, False]
+TRAINING = True  # each epoch, the GIF, the loss [True, False]
 BY_LABEL = True  # images of each label, if the run has learned labels [True, False]
 NUMBERS = True  # all metrics of the epoch shown, and the main ones of all epochs [True, False]
 DETECTIVE = True  # new small CNNs learn to tell synthetic from real; a minute [True, False]
@@ -119,7 +119,7 @@ def main(constants):
             if part is not None:
                 page[name] = part
         if not grids:
-            print("no epoch is finished yet: the grids, the GIF and the losses have to wait")
+            print("no epoch is finished yet: the grids, the GIF and the loss have to wait")
         write_synthetic(context)
         write_page(context)
 

@@ -48,7 +48,7 @@ BATCH_SIZE = 64  # images per step [2 to 65536]
 LATENT_DIM = 100  # length of the latent vector z [1 to 10000]
 LEARNING_RATE = 1e-4  # step size of Adam, both networks [1e-8 to 1.0]
 LR_DECAY_START = 2000  # steps after which it falls as 1 / step, to a fifth [1 to 1000000000]
-BETA1 = 0.5  # Adam's decay of the gradient's mean [0.0 to 0.999]
+BETA1 = 0.0  # Adam's decay of the gradient's mean [0.0 to 0.999]
 R1 = 0.04  # weight of the gradient penalty on D at 64 pixels; 0: none [0.0 to 1000.0]
 MATCHING = 0.3  # weight of matching_loss on G: detail varies; 0: none [0.0 to 1000.0]
 EMA_HALF_LIFE = 10000  # of a weight in the moving average, images [0 to 1000000000]
@@ -164,7 +164,7 @@ def new_run(images, labels, data, info, model_args, device, constants):
     """
     model = build(model_args, device)
     functions = [train_step, set_learning_rate, penalty_weight]
-    functions += [generator_loss, discriminator_loss, gradient_penalty, matching_loss]
+    functions += [discriminator_loss, gradient_penalty, matching_loss]
     run = Run(
         settings=constants,
         channels=images.shape[1],
@@ -321,7 +321,7 @@ def penalty_weight(step):
 
 @errors.short_of_memory("BATCH_SIZE")
 def train_step(real, labels, model, dtype, penalty=0.0):
-    """Update D, then G, by one step each. Returns log.STATISTICS as a tensor on the device.
+    """Update D and G by one step each. Returns log.STATISTICS as a tensor on the device.
 
     real: (B, C, S, S) in [-1, 1]; labels: float (B, K), theirs; K is 0 without CONDITIONAL. The
     fakes are drawn for the labels of the real images, so that labels that occur together stay
@@ -333,30 +333,29 @@ def train_step(real, labels, model, dtype, penalty=0.0):
     real = real.contiguous(memory_format=torch.channels_last).detach().requires_grad_(penalty > 0)
     latents = distributed.randn(len(real), LATENT_DIM, device=real.device)
 
-    # Update D.
+    # D lowers the loss and G raises it (Goodfellow et al. 2014, equation 1), by one pass through D.
     with hardware.autocast(real.device, dtype):
         fake = generator(latents, labels)
+        seen = fake.detach().requires_grad_(True)
         real_logits = discriminator(real, labels).float()
-        fake_logits = discriminator(fake.detach(), labels).float()
-    loss_d = discriminator_loss(real_logits, fake_logits)
+        fake_logits = discriminator(seen, labels).float()
+    loss = loss_d = discriminator_loss(real_logits, fake_logits)
+    if penalty:
+        loss = loss + penalty * gradient_penalty(real, real_logits)
+    if MATCHING:  # G lowers it; the weights of D have no part in it
+        loss = loss - MATCHING * matching_loss(real, seen)
     model.optimizer_d.zero_grad()
-    (loss_d + penalty * gradient_penalty(real, real_logits) if penalty else loss_d).backward()
+    loss.backward()
     distributed.average_gradients(discriminator)
     model.optimizer_d.step()
 
-    # Update G.
-    discriminator.requires_grad_(False)  # its own gradients would be a third of the work, unused
-    with hardware.autocast(real.device, dtype):
-        logits = discriminator(fake, labels).float()
-    loss_g = generator_loss(logits)
     model.optimizer_g.zero_grad()
-    (loss_g + MATCHING * matching_loss(real, fake) if MATCHING else loss_g).backward()
+    fake.backward(-seen.grad)
     distributed.average_gradients(generator)
     model.optimizer_g.step()
-    discriminator.requires_grad_(True)
 
     d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
-    statistics = torch.stack([loss_d, loss_g, d_real, d_fake]).detach()
+    statistics = torch.stack([loss_d, d_real, d_fake]).detach()
     return distributed.average_statistics(statistics, generator, discriminator)
 
 
@@ -389,11 +388,6 @@ def discriminator_loss(real_logits, fake_logits):
     ones, zeros = torch.ones_like(real_logits), torch.zeros_like(fake_logits)
     loss = F.binary_cross_entropy_with_logits(real_logits, ones)
     return loss + F.binary_cross_entropy_with_logits(fake_logits, zeros)
-
-
-# -log D(G(z)), the non-saturating loss (Goodfellow et al. 2014, section 3)
-def generator_loss(fake_logits):
-    return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 
 
 @errors.short_of_memory("METRIC_IMAGES")

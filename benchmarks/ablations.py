@@ -27,7 +27,7 @@ from torch import nn
 
 import dcgan
 import train_model
-from common import checkpoint, files, log, metrics, sampling, settings
+from common import checkpoint, files, hardware, log, metrics, sampling, settings
 from common.data import dataset
 from common.errors import UserError
 from report import detective, fine_detail, membership
@@ -54,20 +54,31 @@ SEED = -1  # of the one run to train; -1: all of them [-1 to 1000000]
 # checkpoint stores them.
 
 
-class Deeper(dcgan.Generator):
-    """Has one more convolution, 3x3 at 7x7 pixels."""
+class FromFour(dcgan.Generator):
+    """Begins at 4x4 pixels, with the first of the widths, as Radford et al. 2015 do."""
 
     def __init__(
-        self, latent_dim=100, channels=1, labels=0, size=28, widths=(256, 128, 64, 16), jpeg=None
+        self,
+        latent_dim=100,
+        channels=1,
+        labels=0,
+        size=28,
+        widths=(256, 128, 64, 16),
+        bilinear=True,
+        jpeg=None,
     ):
-        super().__init__(latent_dim, channels, labels, size, widths, jpeg=jpeg)
-        _, at_7, _, _ = widths
-        more = nn.Sequential(
-            nn.Conv2d(at_7, at_7, 3, padding=1, bias=False),
+        super().__init__(latent_dim, channels, labels, size, widths, bilinear, jpeg)
+        at_4, at_7, *_ = widths
+        self.start, self.stages = 4, ["to_7", *self.stages]
+        self.project = nn.Linear(self.project.in_features, 4 * 4 * at_4, bias=False)
+        self.at_start = nn.Sequential(nn.BatchNorm2d(at_4), nn.ReLU(inplace=True))
+        self.to_7 = nn.Sequential(
+            nn.ConvTranspose2d(at_4, at_7, 4, 2, padding=2, output_padding=1, bias=False),
             nn.BatchNorm2d(at_7),
             nn.ReLU(inplace=True),
         )
-        self.to_7 = nn.Sequential(self.to_7, more.apply(dcgan.initialise))
+        for module in (self.project, self.at_start, self.to_7):
+            module.apply(dcgan.initialise)
 
 
 class WholeAndTexture(dcgan.Discriminator):
@@ -84,6 +95,39 @@ def one_sided_label_smoothing(real_logits, fake_logits):
     targets, zeros = torch.full_like(real_logits, 0.9), torch.zeros_like(fake_logits)
     loss = F.binary_cross_entropy_with_logits(real_logits, targets)
     return loss + F.binary_cross_entropy_with_logits(fake_logits, zeros)
+
+
+def two_passes(real, labels, model, dtype, penalty=0.0):
+    """train_model.train_step with a loss of G's own, -log D(G(z)), and the D that has just learned.
+
+    Source: Goodfellow et al. 2014, section 3, and Radford et al. 2015.
+    """
+    generator, discriminator = model.generator, model.discriminator
+    real = real.contiguous(memory_format=torch.channels_last).detach().requires_grad_(penalty > 0)
+    latents = torch.randn(len(real), train_model.LATENT_DIM, device=real.device)
+    with hardware.autocast(real.device, dtype):
+        fake = generator(latents, labels)
+        real_logits = discriminator(real, labels).float()
+        fake_logits = discriminator(fake.detach(), labels).float()
+    loss = discriminator_loss = train_model.discriminator_loss(real_logits, fake_logits)
+    if penalty:
+        loss = loss + penalty * train_model.gradient_penalty(real, real_logits)
+    model.optimizer_d.zero_grad()
+    loss.backward()
+    model.optimizer_d.step()
+
+    discriminator.requires_grad_(False)
+    with hardware.autocast(real.device, dtype):
+        logits = discriminator(fake, labels).float()
+    loss = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+    if train_model.MATCHING:
+        loss = loss + train_model.MATCHING * train_model.matching_loss(real, fake)
+    model.optimizer_g.zero_grad()
+    loss.backward()
+    model.optimizer_g.step()
+    discriminator.requires_grad_(True)
+    d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
+    return torch.stack([discriminator_loss, d_real, d_fake]).detach()
 
 
 build = train_model.build  # before a variant replaces it
@@ -103,27 +147,30 @@ def larger_weights(*arguments):
 CHANGES = {
     "as shipped": {},
     "plain DCGAN": {
-        "Generator": partial(dcgan.Generator, bilinear=False),
+        "Generator": partial(FromFour, bilinear=False),
         "Discriminator": partial(dcgan.Discriminator, scales=()),
+        "train_step": two_passes,
+        "BETA1": 0.5,
         "R1": 0.0,
         "MATCHING": 0.0,
         "LR_DECAY_START": 1_000_000_000,
         "build": larger_weights,
     },
+    "two passes": {"train_step": two_passes, "BETA1": 0.5},
+    "two passes, from 4x4": {"Generator": FromFour, "train_step": two_passes, "BETA1": 0.5},
+    "generator from 4x4": {"Generator": FromFour},
     "larger weights": {"build": larger_weights, "LR_DECAY_START": 6000, "R1": 0.02},
     "no matching loss": {"MATCHING": 0.0},
     "no gradient penalty": {"R1": 0.0},
     "no smaller discriminators": {"Discriminator": WholeAndTexture},
     "plain discriminator": {"Discriminator": partial(dcgan.Discriminator, scales=())},
-    "first width 128": {"Generator": partial(dcgan.Generator, widths=(128, 128, 64, 16))},
     "transposed last stage": {"Generator": partial(dcgan.Generator, bilinear=False)},
     "discriminator twice as wide": {
         "Discriminator": partial(dcgan.Discriminator, widths=(64, 128, 256))
     },
     "LEARNING_RATE 2e-4": {"LEARNING_RATE": 2e-4},
-    "BETA1 0": {"BETA1": 0.0},
+    "BETA1 0.5": {"BETA1": 0.5},
     "no moving average": {"EMA_HALF_LIFE": 0},
-    "generator deeper": {"Generator": Deeper},
     "one-sided label smoothing": {"discriminator_loss": one_sided_label_smoothing},
 }
 METRICS = dict.fromkeys(["precision", "recall", "coverage", "frechet"], ".2f")  # format specs

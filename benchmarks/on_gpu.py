@@ -98,8 +98,8 @@ def train(name, **constants):
         finally:
             sys.stdout, sys.stderr = out, err
     last = checkpoint.load(f"models/{name}/checkpoint.pt", checkpoint.CHECKPOINT)["history"][-1]
-    losses = f"loss D {last['loss_discriminator']:.4f} G {last['loss_generator']:.4f}"
-    return f"{last['images_per_second']:,.0f} images/s, {losses}, coverage {last['coverage']:.2f}"
+    speed = f"{last['images_per_second']:,.0f} images/s"
+    return f"{speed}, loss {last['loss']:.4f}, coverage {last['coverage']:.2f}"
 
 
 def alike(name, other, constants):

@@ -10,7 +10,7 @@ from common import distributed, hardware, metrics, spectrum
 from common.data import dataset
 from common.data.labels import label_names
 
-STATISTICS = ["loss_discriminator", "loss_generator", "d_real", "d_fake"]
+STATISTICS = ["loss", "d_real", "d_fake"]
 COLLAPSE = (
     "coverage below 0.1: nearly all samples look alike, a mode collapse. If it stays so, try a "
     "lower LEARNING_RATE, another SEED or more images, under another RUN_NAME."
@@ -109,8 +109,7 @@ class Speed:
 
 
 def describe_means(row):
-    losses = f"loss D {row['loss_discriminator']:.3f} G {row['loss_generator']:.3f}"
-    return f"{losses}, D(x) {row['d_real']:.2f}, D(G(z)) {row['d_fake']:.2f}"
+    return f"loss {row['loss']:.3f}, D(x) {row['d_real']:.2f}, D(G(z)) {row['d_fake']:.2f}"
 
 
 def describe_metrics(row):

@@ -18,7 +18,7 @@ from common.data import dataset
 from common.data.labels import label_names
 from common.validate import ByType, Integer, ListOf, Number, OneOf, Table, Tensor, Text, describe
 
-FORMAT = 3  # of checkpoints; another one is refused
+FORMAT = 4  # of checkpoints; another one is refused
 NONE = (type(None), None)
 PATH = Text(r"[^\0]*")
 PLAIN = ((str, Text()), (bool, None), (int, Integer(-(2**127), 2**127)), (float, None), NONE)
@@ -59,7 +59,7 @@ COUNTED = {"rows": Tensor(torch.uint8, 2, 0, 1), "counts": Tensor(torch.int64, 1
 SECONDS = Number(0, 1e8)  # three years; timedelta has an end
 ROW = Table(  # of the history
     {"epoch": Integer(1), "step": Integer(1)}
-    | dict.fromkeys(("loss_discriminator", "loss_generator", "d_real", "d_fake"), Number()),
+    | dict.fromkeys(("loss", "d_real", "d_fake"), Number()),
     optional={"seconds": SECONDS, "maintenance_seconds": SECONDS, "images_per_second": Number(0)}
     | dict.fromkeys(("precision", "recall", "coverage", "frechet", "shared"), Number())
     | dict.fromkeys(spectrum.RATIOS, Number(1e-9)),

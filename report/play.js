@@ -740,11 +740,6 @@ function moveSpot(event) {
 
 // --- The epochs ---
 
-const CURVES = {
-  opinions: ["D(x) and D(G(z))", "d_real", "d_fake"],
-  losses: ["Loss of detective and forger", "loss_discriminator", "loss_generator"],
-};
-
 function startLearn() {
   if (!data.learn) return;
   const sprite = new Image();
@@ -777,15 +772,14 @@ function showEpoch(sprite) {
   }
   canvas.dataset.epoch = epoch;
 
-  if (history.length > 0) for (const id of Object.keys(CURVES)) showInCurve(id, epoch, row);
+  if (history.length > 0) showInCurves(epoch, row);
 }
 
 // Mark an epoch in the curves of play.html.jinja. row: its row of the history, if there is one.
-function showInCurve(id, epoch, row) {
-  const svg = find(`${id}-curve`);
-  const [name, ...keys] = CURVES[id];
-  const values = keys.map((key) => (row ? row[key].toFixed(2) : "unknown"));
-  svg.setAttribute("aria-label", `${name} in epoch ${epoch}: ${values.join(" and ")}`);
+function showInCurves(epoch, row) {
+  const svg = find("curves");
+  const values = ["d_real", "d_fake"].map((key) => (row ? row[key].toFixed(2) : "unknown"));
+  svg.setAttribute("aria-label", `D(x) and D(G(z)) in epoch ${epoch}: ${values.join(" and ")}`);
   svg.querySelector("g").setAttribute("visibility", row ? "visible" : "hidden");
   if (!row) return;
   svg.querySelectorAll("polyline").forEach((line, i) => {

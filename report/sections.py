@@ -1,5 +1,7 @@
 """The pictures of the report, one function per section; context.py says what they get."""
 
+import math
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -81,7 +83,7 @@ def unseen(candidates, shown, count):
 
 
 def training(context):
-    """The grid of each epoch, the animation, some epochs below one another, and the losses."""
+    """The grid of each epoch, the animation, some epochs below one another, and the loss."""
     captions, samples = context.captions, context.samples
     out, options = context.out, context.options
     columns, scale, grids = options.GRID_COLUMNS, options.SCALE, samples.grids
@@ -121,9 +123,9 @@ def training(context):
 
     page, rows = {"gif": gif, "strips": strips}, context.saved["history"]
     if rows:
-        alt = f"Losses, D(x) and D(G(z)) over {len(rows)} epochs, {captions.name}"
-        page["losses"] = plotting.save_curves(
-            out / "losses", lambda: draw_losses(rows, captions.name), alt
+        alt = f"The loss, D(x) and D(G(z)) over {len(rows)} epochs, {captions.name}"
+        page["loss"] = plotting.save_curves(
+            out / "loss", lambda: draw_loss(rows, captions.name), alt
         )
         page["last"] = rows[-1]
     return page
@@ -136,12 +138,12 @@ def evenly_spaced(epochs, count):
     return [epochs[index] for index in np.unique(indices)] if count > 1 else epochs[-1:]
 
 
-def draw_losses(history, name):
-    """Plot the losses, D(x) and D(G(z)) over the epochs."""
+def draw_loss(history, name):
+    """Plot the loss, D(x) and D(G(z)) over the epochs."""
     figure, (upper, lower) = plotting.over_epochs(f"{name}: training, mean of each epoch")
-    plotting.plot(upper, history, "loss_discriminator", "discriminator", "C0")
-    plotting.plot(upper, history, "loss_generator", "generator", "C1")
-    upper.set_ylabel("loss (nats)")
+    plotting.plot(upper, history, "loss", "loss", "C0")
+    upper.axhline(2 * math.log(2), color="grey", linewidth=0.8, linestyle="--", label="cannot tell")
+    upper.set_ylabel("loss of D (nats)")
     upper.set_ylim(bottom=min(0, upper.get_ylim()[0]))  # other losses can be negative
     plotting.plot(lower, history, "d_real", "D(x), real", "C0")
     plotting.plot(lower, history, "d_fake", "D(G(z)), synthetic", "C1")

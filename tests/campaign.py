@@ -82,7 +82,7 @@ def result(script):
     for part in ("optimizer_g", "optimizer_d"):
         for state in saved[part]["state"].values():
             tensors += state.values()
-    rows = [[row["step"], row["loss_generator"], row["d_real"]] for row in saved["history"]]
+    rows = [[row["step"], row["loss"], row["d_real"]] for row in saved["history"]]
     digest = hashlib.sha256(repr((saved["epoch"], saved["step"], rows)).encode())
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())

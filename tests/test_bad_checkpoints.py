@@ -169,7 +169,7 @@ ODD_VALUES = {  # name: (change, words of the message)
     "an endless time": (put(float("inf"), "seconds"), "seconds"),
     "no history": (put(None, "history"), "history"),
     "a history in itself": (put(loop(), "history"), "history"),
-    "a history of text": (put("0.5", "history", 0, "loss_generator"), "history 0 loss_generator"),
+    "a history of text": (put("0.5", "history", 0, "loss"), "history 0 loss"),
     "a history of none": (put(None, "history", 0, "d_real"), "history 0 d_real"),
     "a history of inf": (put(float("inf"), "history", 0, "d_fake"), "history 0 d_fake"),
     "a coverage of nan": (
@@ -229,7 +229,7 @@ ODD_VALUES = {  # name: (change, words of the message)
     "a state of random numbers of zeros": (put(lambda r: r * 0, "rng_cpu"), "rng_cpu"),
     "no weights": (put(None, "discriminator"), "discriminator"),
     "a negative variance": (
-        put(first(-1.0), "generator_ema", "at_4.0.running_var"),
+        put(first(-1.0), "generator_ema", "at_start.0.running_var"),
         "generator_ema",
     ),
     "a state of text": (put("state", "optimizer_g", "state"), "optimizer_g state"),

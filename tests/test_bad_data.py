@@ -111,7 +111,7 @@ def test_the_layout_of_arrays_does_not_change_the_losses(run, channels, conditio
         result = run("train_model.py", *NAME, f"--CONDITIONAL={conditional}", f"--RUN_NAME={name}")
         assert result.status == 0, result.text
         saved = torch.load(f"models/{name}/checkpoint.pt", weights_only=True)
-        losses.append([saved["history"][0][key] for key in ("loss_generator", "d_real")])
+        losses.append([saved["history"][0][key] for key in ("loss", "d_real")])
     assert losses[0] == losses[1]
 
 

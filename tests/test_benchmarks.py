@@ -108,7 +108,7 @@ def unchanged():
 
 
 def test_variants_are_trained_once_and_compared(run, benchmark, few_phantoms, unchanged):
-    names = ["as shipped", "generator deeper"]
+    names = ["as shipped", "generator from 4x4"]
     for name in names:
         assert (
             run("benchmarks/ablations.py", *ABLATIONS, f"--VARIANTS={name}", "--SEED=0").status == 0

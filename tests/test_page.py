@@ -110,7 +110,7 @@ def test_every_figure_of_the_page_is_a_file_and_every_file_is_in_the_page(report
         path.name for path in folder.glob("*.pdf")
     }
     curves = {path.stem for path in folder.glob("*.pdf")}
-    assert curves == {"losses", "metrics", "spectrum", "grey_levels", "distances"}
+    assert curves == {"loss", "metrics", "spectrum", "grey_levels", "distances"}
     for path in folder.glob("*.pdf"):
         assert path.read_bytes().startswith(b"%PDF")
     for path in folder.glob("*.png"):
@@ -260,7 +260,7 @@ def test_a_run_without_metrics_gets_a_page_without_their_curves(run, train):
     options = ["--RUN_NAME=phantom", *only("training", "numbers")]
     assert run("generate_report.py", *options).status == 0
     page = Page("images/phantom/report.html")
-    assert "metrics.png" not in page.all("file") and "losses.png" in page.all("file")
+    assert "metrics.png" not in page.all("file") and "loss.png" in page.all("file")
     # The report measures what the log lacks, on the images that training would have measured.
     train("--EPOCHS=1", name="measured")
     with open("models/measured/log.csv", newline="") as file:

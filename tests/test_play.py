@@ -358,14 +358,14 @@ def test_drawing_and_following_the_map_change_the_verdict(page):
 
 
 def test_the_epoch_slider_moves_curves_and_tiles(page):
-    tiles, place = pixels(page, "#epochs"), page.get_attribute("#losses-curve .cursor", "x1")
+    tiles, place = pixels(page, "#epochs"), page.get_attribute("#curves .cursor", "x1")
     assert page.inner_text("#epoch-number") == "2 of 2"
     page.focus("#epoch")
     page.keyboard.press("ArrowLeft")
     assert page.inner_text("#epoch-number") == "1 of 2"
     assert page.get_attribute("#epochs", "data-epoch") == "1"
     assert not np.array_equal(tiles, pixels(page, "#epochs"))
-    assert page.get_attribute("#losses-curve .cursor", "x1") != place
+    assert page.get_attribute("#curves .cursor", "x1") != place
     assert page.inner_text("#epoch-text")
 
 

@@ -34,7 +34,7 @@ SHORT = [
         "PLAY",
     )
 ]
-PICTURES = {"losses.pdf", "losses.png", "real_vs_synthetic.png", "report.html", "training.gif"}
+PICTURES = {"loss.pdf", "loss.png", "real_vs_synthetic.png", "report.html", "training.gif"}
 PICTURES |= {"training_progress.png", "synthetic/contact_sheet.png", "synthetic/synthetic.npz"}
 CURVES = ("metrics", "spectrum", "grey_levels", "distances")
 MORE = {f"{name}.{kind}" for name in CURVES for kind in ("pdf", "png")}
@@ -73,7 +73,7 @@ def test_a_phantom_run_is_reported(run, reported, monkeypatch):
     monkeypatch.chdir(reported)
     again = run("generate_report.py", "--IMAGES_DIR=again")
     assert again.status == 0, again.text
-    for name in ("real_vs_synthetic.png", "training.gif", "losses.png", "synthetic.npz"):
+    for name in ("real_vs_synthetic.png", "training.gif", "loss.png", "synthetic.npz"):
         assert str(Path("again/phantom")) in again.text and name in again.text
     for name in pictures("images/phantom"):
         assert Path("again/phantom", name).read_bytes() == Path("images/phantom", name).read_bytes()
@@ -237,10 +237,10 @@ def test_a_legend_and_the_title_above_it_do_not_meet(curves):
     assert legend.y1 < axes._left_title.get_window_extent().y0 < legend.y1 + 60
 
 
-def test_losses_below_zero_are_within_the_axes():
-    row = {"loss_generator": 0.5, "d_real": 0.6, "d_fake": 0.4}
-    history = [row | {"epoch": n, "loss_discriminator": 0.1 - n} for n in range(1, 4)]
-    upper, _ = sections.draw_losses(history, "phantom").axes
+def test_a_loss_below_zero_is_within_the_axes():
+    row = {"d_real": 0.6, "d_fake": 0.4}
+    history = [row | {"epoch": n, "loss": 0.1 - n} for n in range(1, 4)]
+    upper, _ = sections.draw_loss(history, "phantom").axes
     assert upper.get_ylim()[0] <= -2.9
 
 

@@ -250,19 +250,19 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 def test_a_signal_writes_a_checkpoint_and_the_handlers_are_put_back(
     main, monkeypatch, number, status
 ):
-    seen, steps, save_run, loss = [], [], checkpoint.save_run, train_model.generator_loss
+    seen, steps, save_run, loss = [], [], checkpoint.save_run, train_model.discriminator_loss
 
     def save(run, progress, *others):
         seen.append(progress.images_seen)
         save_run(run, progress, *others)
 
-    def loss_with_signal(logits):
+    def loss_with_signal(*logits):
         steps.append(1)
         if len(steps) == 2:
             signal.raise_signal(number)
-        return loss(logits)
+        return loss(*logits)
 
-    monkeypatch.setattr(train_model, "generator_loss", loss_with_signal)
+    monkeypatch.setattr(train_model, "discriminator_loss", loss_with_signal)
     monkeypatch.setattr(checkpoint, "save_run", save)
     before = [signal.signal(each, lambda *_: None) for each in SIGNALS]
     ours = [signal.getsignal(each) for each in SIGNALS]
@@ -317,7 +317,7 @@ def test_other_errors_are_not_taken_for_too_little_memory():
 @pytest.mark.parametrize(
     ("place", "name", "constant"),
     [
-        (train_model, "generator_loss", "BATCH_SIZE"),
+        (train_model, "discriminator_loss", "BATCH_SIZE"),
         (train_model.metrics, "evaluate", "METRIC_IMAGES"),
         (train_model.metrics, "fit_reference", "METRIC_IMAGES"),
     ],

@@ -64,11 +64,11 @@ def test_a_network_of_ones_own_need_not_have_sizes():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_maps_double_from_4_pixels_to_the_size_and_back(size):
+def test_maps_double_from_7_or_8_pixels_to_the_size_and_halve_down_to_4(size):
     assert sides(size) == SIDES[size]
     generator, discriminator = Generator(size=size).eval(), Discriminator(size=size).eval()
     seen = []
-    for network, names in ((generator, SIDES[size][-2::-1]), (discriminator, SIDES[size][1:])):
+    for network, names in ((generator, SIDES[size][-3::-1]), (discriminator, SIDES[size][1:])):
         for side in names:
             layer = network.get_submodule(f"to_{side}")
             layer.register_forward_hook(lambda _, inputs, maps: seen.append(maps.shape[-1]))
@@ -76,7 +76,8 @@ def test_maps_double_from_4_pixels_to_the_size_and_back(size):
         images = generator(torch.randn(2, 100))
         assert discriminator(images).shape == (2, 4)  # its own, of texture, two smaller ones
     assert images.shape == (2, 1, size, size)
-    assert seen == SIDES[size][-2::-1] + SIDES[size][1:]
+    assert generator.start == SIDES[size][-2]
+    assert seen == SIDES[size][-3::-1] + SIDES[size][1:]
     with torch.no_grad():
         assert discriminator.features(images).shape == (2, 2048)
 
@@ -88,30 +89,28 @@ def test_the_finest_maps_are_as_many_at_each_size(size):
         for name, layer in Generator(size=size).named_children()
         if name.startswith("to_")
     }
-    assert [*widths.values()][-4:] == [128, 64, 16, 1]
+    assert [*widths.values()][-3:] == [64, 16, 1]
     assert {*widths.values()} <= {256, 128, 64, 16, 1}
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_from_64_pixels_on_a_convolution_refines_the_maps_at_a_quarter_of_the_size(size):
     better, plain = (Generator(size=size, bilinear=bilinear) for bilinear in (True, False))
-    for side in SIDES[size][1:-1]:
+    for side in SIDES[size][1:-2]:
         layers = [len(getattr(generator, f"to_{side}")) for generator in (better, plain)]
         assert layers == [6 if size > 28 and side == size // 4 else 3, 3]
 
 
 def spelled_out():
     """The generator of 28 pixels as a list of its layers, in the order in which they are drawn."""
-
-    def up(inputs, outputs, **shape):
-        layer = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, bias=False, **shape)
-        return layer, nn.BatchNorm2d(outputs), nn.ReLU()
-
     return {
-        "project": nn.Linear(100, 4096, bias=False),
-        "at_4": nn.Sequential(nn.BatchNorm2d(256), nn.ReLU()),
-        "to_7": nn.Sequential(*up(256, 128, padding=2, output_padding=1)),
-        "to_14": nn.Sequential(*up(128, 64, padding=1)),
+        "project": nn.Linear(100, 128 * 7 * 7, bias=False),
+        "at_start": nn.Sequential(nn.BatchNorm2d(128), nn.ReLU()),
+        "to_14": nn.Sequential(
+            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+        ),
         "to_28": nn.Sequential(
             nn.Conv2d(64, 16, 1, bias=False),
             nn.Upsample(scale_factor=2, mode="bilinear"),
@@ -123,7 +122,7 @@ def spelled_out():
     }
 
 
-def test_28_pixels_have_the_layers_names_and_draws_of_the_program_without_sizes():
+def test_28_pixels_have_the_layers_names_and_draws_of_the_list():
     torch.manual_seed(0)
     generator = Generator()
     torch.manual_seed(0)
@@ -133,8 +132,8 @@ def test_28_pixels_have_the_layers_names_and_draws_of_the_program_without_sizes(
     assert all(torch.equal(ours[name], old[name]) for name in old)
 
     latents = torch.randn(3, 100)
-    x = before["project"](latents).view(3, 4, 4, -1).permute(0, 3, 1, 2)
-    for name in ("at_4", "to_7", "to_14", "to_28", "to_image"):
+    x = before["project"](latents).view(3, 7, 7, -1).permute(0, 3, 1, 2)
+    for name in ("at_start", "to_14", "to_28", "to_image"):
         x = before[name](x)
     assert torch.equal(generator(latents), x)
 
