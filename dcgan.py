@@ -26,11 +26,11 @@ class Generator(nn.Module):
     takes float label vectors (N, labels) of zeros and ones as well (Mirza and Osindero 2014).
     size: 28, 64, 128 or 224 pixels. widths: feature maps at an eighth, a quarter, a half of size
     and at size. They begin at 7 or 8 pixels: that is a quarter of 28, which has no use for the first
-    width; at 128 and 224 it counts for all maps coarser than a quarter. bilinear: enlarge to the
-    last size smoothly, then convolve, which leaves less grain than a transposed convolution (Odena
-    et al. 2016); False is the plain DCGAN. jpeg: the quality, 10 to 100, at which sampling.draw
-    compresses images, as real ones were; None: not. Unless it is plain, a 3x3 convolution refines
-    the maps at a quarter of size from 64 pixels on.
+    width; at 128 and 224 it counts for all maps coarser than a quarter. bilinear: enlarge
+    smoothly, then convolve, which leaves less grain than a transposed convolution (Odena et al.
+    2016) and takes less time; False is the plain DCGAN. jpeg: the quality, 10 to 100, at which
+    sampling.draw compresses images, as real ones were; None: not. Unless it is plain, one more 3x3
+    convolution refines the maps at a quarter of size from 64 pixels on.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Generator(nn.Module):
         self.at_start = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         self.stages = [f"to_{side}" for side in larger]
         for side, outputs in zip(larger, wider, strict=True):
-            if bilinear and side == size:
+            if bilinear:
                 enlarge = [
                     nn.Conv2d(width, outputs, 1, bias=False),
                     nn.Upsample(scale_factor=2, mode="bilinear"),

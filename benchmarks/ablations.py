@@ -164,7 +164,7 @@ CHANGES = {
     "no gradient penalty": {"R1": 0.0},
     "no smaller discriminators": {"Discriminator": WholeAndTexture},
     "plain discriminator": {"Discriminator": partial(dcgan.Discriminator, scales=())},
-    "transposed last stage": {"Generator": partial(dcgan.Generator, bilinear=False)},
+    "transposed convolutions": {"Generator": partial(dcgan.Generator, bilinear=False)},
     "discriminator twice as wide": {
         "Discriminator": partial(dcgan.Discriminator, widths=(64, 128, 256))
     },
