@@ -152,7 +152,7 @@ def time_steps(size, batch, dtype, device):
     model = train_model.build(train_model.network_args(images, 0), device)
     images = images.to(device)
     labels = torch.zeros(len(images), 0, device=device)
-    order, sums = torch.randperm(len(images)), torch.zeros(4, device=device)
+    order, sums = torch.randperm(len(images)), torch.zeros(3, device=device)
 
     def one(step):
         train_model.set_learning_rate(model, 1)

@@ -184,7 +184,7 @@ def train(step_class, dtype, steps=10, tensor_rate=True):
             optimizer.param_groups[0]["lr"] = torch.tensor(train_model.LEARNING_RATE)
     plain = partial(train_model.train_step, model=model, dtype=dtype)
     kinds = [step_class(plain), step_class(partial(plain, penalty=0.32))]
-    sums = torch.zeros(4)
+    sums = torch.zeros(3)
     for number in range(1, steps + 1):
         real = torch.rand(8, 1, 28, 28) * 2 - 1
         train_model.set_learning_rate(model, 1000 * number)  # it falls from the third step on
