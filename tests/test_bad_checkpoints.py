@@ -554,7 +554,9 @@ BAD_FILES = {
 
 
 def flipped(content):
-    place = len(content) // 3
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        largest = max(file.infolist(), key=lambda member: member.file_size)
+    place = largest.header_offset + largest.file_size // 2  # not in what fills up to 64 bytes
     return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
 
 

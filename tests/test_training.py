@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NARROW, networks, signal_in_step, write_phantoms
+from conftest import signal_in_step, write_phantoms
 
 import dcgan
 from common import checkpoint, distributed, files, sampling
@@ -252,8 +252,7 @@ def test_a_collapse_is_told_in_words(run, small, monkeypatch):
 
     monkeypatch.setattr(dcgan.Generator, "forward", collapses)
     # 500 steps in five epochs: from here on there was time to learn.
-    with networks(**NARROW):
-        result = run("train_model.py", *small, "--BATCH_SIZE=2", "--EPOCHS=6")
+    result = run("train_model.py", *small, "--BATCH_SIZE=2", "--EPOCHS=6")
     assert result.status == 0
     healthy, collapsed = result.text.split("epoch 6/6, ")
     assert "epoch 5/6, " in healthy and "look alike" not in healthy
