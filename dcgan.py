@@ -25,12 +25,12 @@ class Generator(nn.Module):
     labels: the width of a label vector; 0 is the plain, unconditional DCGAN. A conditional one
     takes float label vectors (N, labels) of zeros and ones as well (Mirza and Osindero 2014).
     size: 28, 64, 128 or 224 pixels. widths: feature maps at an eighth, a quarter, a half of size
-    and at size. They begin at 7 or 8 pixels: that is a quarter of 28, which has no use for the first
-    width; at 128 and 224 it counts for all maps coarser than a quarter. bilinear: enlarge
-    smoothly, then convolve, which leaves less grain than a transposed convolution (Odena et al.
-    2016) and takes less time; False is the plain DCGAN. jpeg: the quality, 10 to 100, at which
-    sampling.draw compresses images, as real ones were; None: not. Unless it is plain, one more 3x3
-    convolution refines the maps at a quarter of size from 64 pixels on.
+    and at size. The maps begin at 7 or 8 pixels: at a quarter of 28, where the first width is not
+    used; at 128 and 224 the first counts for all coarser ones. bilinear: enlarge smoothly, then
+    convolve, which leaves less grain than a transposed convolution (Odena et al. 2016) and takes
+    less time; False is the plain DCGAN. jpeg: the quality, 10 to 100, at which sampling.draw
+    compresses images, as real ones were; None: not. Unless it is plain, one more 3x3 convolution
+    refines the maps at a quarter of size from 64 pixels on.
     """
 
     def __init__(
