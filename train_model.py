@@ -48,7 +48,7 @@ BATCH_SIZE = 64  # images per step [2 to 65536]
 LATENT_DIM = 100  # length of the latent vector z [1 to 10000]
 LEARNING_RATE = 1e-4  # step size of Adam, both networks [1e-8 to 1.0]
 LR_DECAY_START = 2000  # steps after which it falls as 1 / step, to a fifth [1 to 1000000000]
-BETA1 = 0.0  # Adam's decay of the gradient's mean [0.0 to 0.999]
+BETA1 = 0.0  # Adam's decay of the gradient's mean; more costs recall [0.0 to 0.999]
 R1 = 0.12  # weight of the gradient penalty on D at 64 pixels; 0: none [0.0 to 1000.0]
 MATCHING = 0.3  # weight of matching_loss on G: detail varies; 0: none [0.0 to 1000.0]
 EMA_HALF_LIFE = 10000  # of a weight in the moving average, images [0 to 1000000000]
@@ -334,6 +334,7 @@ def train_step(real, labels, model, dtype, penalty=0.0):
     latents = distributed.randn(len(real), LATENT_DIM, device=real.device)
 
     # D lowers the loss and G raises it (Goodfellow et al. 2014, equation 1), by one pass through D.
+    # Where D is sure, G's gradient is small; Adam makes up for it (docs/RESULTS.md, "One pass").
     with hardware.autocast(real.device, dtype):
         fake = generator(latents, labels)
         seen = fake.detach().requires_grad_(True)
