@@ -47,7 +47,7 @@ EPOCHS = 50  # passes over the training images; a finished run goes on when rais
 BATCH_SIZE = 64  # images per step [2 to 65536]
 LATENT_DIM = 100  # length of the latent vector z [1 to 10000]
 LEARNING_RATE = 1e-4  # step size of Adam, both networks [1e-8 to 1.0]
-LR_DECAY_START = 2000  # steps after which it falls as 1 / step, to a fifth [1 to 1000000000]
+LR_DECAY_START = 2000  # steps after which it falls as 1 / step, to two fifths [1 to 1000000000]
 BETA1 = 0.0  # Adam's decay of the gradient's mean; more costs recall [0.0 to 0.999]
 R1 = 0.12  # weight of the gradient penalty on D at 64 pixels; 0: none [0.0 to 1000.0]
 MATCHING = 0.3  # weight of matching_loss on G: detail varies; 0: none [0.0 to 1000.0]
@@ -306,11 +306,11 @@ def train(images, labels, run, progress, model, folder, reference):
 def set_learning_rate(model, step):
     """Set the rates of `build`, after LR_DECAY_START steps LR_DECAY_START / step of them.
 
-    At constant rates D becomes too strong in long runs. A fifth is left: with less, coarse shapes
-    no longer improve (docs/RESULTS.md, "Long runs").
+    At constant rates D becomes too strong in long runs. Two fifths are left: with less, the
+    generator learns less in them (docs/RESULTS.md, "Long runs").
     """
     for group in model.optimizer_g.param_groups + model.optimizer_d.param_groups:
-        rate = group["initial_lr"] * max(0.2, min(1.0, LR_DECAY_START / step))
+        rate = group["initial_lr"] * max(0.4, min(1.0, LR_DECAY_START / step))
         group["lr"] = group["lr"].fill_(rate) if torch.is_tensor(group["lr"]) else rate
 
 

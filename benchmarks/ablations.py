@@ -63,11 +63,12 @@ class FromFour(dcgan.Generator):
         channels=1,
         labels=0,
         size=28,
-        widths=(256, 128, 64, 16),
+        widths=(256, 128, 48, 16),
         bilinear=True,
+        gain=4,
         jpeg=None,
     ):
-        super().__init__(latent_dim, channels, labels, size, widths, bilinear, jpeg)
+        super().__init__(latent_dim, channels, labels, size, widths, bilinear, gain, jpeg)
         at_4, at_7, *_ = widths
         self.start, self.stages = 4, ["to_7", *self.stages]
         self.project = nn.Linear(self.project.in_features, 4 * 4 * at_4, bias=False)
@@ -147,7 +148,7 @@ def larger_weights(*arguments):
 CHANGES = {
     "as shipped": {},
     "plain DCGAN": {
-        "Generator": partial(FromFour, bilinear=False),
+        "Generator": partial(FromFour, widths=(256, 128, 64, 16), bilinear=False, gain=1),
         "Discriminator": partial(dcgan.Discriminator, scales=()),
         "train_step": two_passes,
         "BETA1": 0.5,
@@ -159,6 +160,8 @@ CHANGES = {
     "two passes": {"train_step": two_passes, "BETA1": 0.5},
     "two passes, from 4x4": {"Generator": FromFour, "train_step": two_passes, "BETA1": 0.5},
     "generator from 4x4": {"Generator": FromFour},
+    "64 maps at 14 pixels": {"Generator": partial(dcgan.Generator, widths=(256, 128, 64, 16))},
+    "gain 1": {"Generator": partial(dcgan.Generator, gain=1)},
     "larger weights": {"build": larger_weights, "LR_DECAY_START": 6000, "R1": 0.02},
     "no matching loss": {"MATCHING": 0.0},
     "no gradient penalty": {"R1": 0.0},

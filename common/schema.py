@@ -18,7 +18,7 @@ from common.data import dataset
 from common.data.labels import label_names
 from common.validate import ByType, Integer, ListOf, Number, OneOf, Table, Tensor, Text, describe
 
-FORMAT = 4  # of checkpoints; another one is refused
+FORMAT = 5  # of checkpoints; another one is refused
 NONE = (type(None), None)
 PATH = Text(r"[^\0]*")
 PLAIN = ((str, Text()), (bool, None), (int, Integer(-(2**127), 2**127)), (float, None), NONE)

@@ -223,8 +223,7 @@ class Tape(TorchFunctionMode):
         self.add_step("affine", [x], result, scale=scale, shift=bias - running_mean * scale)
 
     def on_div(self, result, input, other):
-        scale = torch.tensor([1 / other])
-        self.add_step("affine", [input], result, scale=scale, shift=torch.zeros(1))
+        self.on_mul(result, input, 1 / other)
 
     def on_add(self, result, input, other, alpha=1):
         self.both("add", result, input, other, alpha=alpha)
@@ -233,7 +232,11 @@ class Tape(TorchFunctionMode):
         self.both("add", result, input, other, alpha=-1)
 
     def on_mul(self, result, input, other):
-        self.both("multiply", result, input, other)
+        if tensors(other):
+            self.both("multiply", result, input, other)
+        else:
+            scale = torch.tensor([float(other)])
+            self.add_step("affine", [input], result, scale=scale, shift=torch.zeros(1))
 
     def both(self, op, result, a, b, **fields):
         if any(torch.as_tensor(x).shape != result.shape for x in (a, b)):

@@ -27,7 +27,7 @@ def no_format(content):
     return {key: value for key, value in content.items() if key != "format"}
 
 
-@pytest.mark.parametrize(("change", "named"), [(another_format, "is 1, not 4"), (no_format, "is")])
+@pytest.mark.parametrize(("change", "named"), [(another_format, "is 1, not 5"), (no_format, "is")])
 @pytest.mark.parametrize("path", [CHECKPOINT, SNAPSHOT], ids=lambda path: path.stem)
 def test_a_checkpoint_of_another_format_is_refused_by_its_number(run, train, path, change, named):
     small = train("--EPOCHS=1")
