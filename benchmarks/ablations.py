@@ -160,7 +160,6 @@ CHANGES = {
     "two passes": {"train_step": two_passes, "BETA1": 0.5},
     "two passes, from 4x4": {"Generator": FromFour, "train_step": two_passes, "BETA1": 0.5},
     "generator from 4x4": {"Generator": FromFour},
-    "64 maps at 14 pixels": {"Generator": partial(dcgan.Generator, widths=(256, 128, 64, 16))},
     "gain 1": {"Generator": partial(dcgan.Generator, gain=1)},
     "larger weights": {"build": larger_weights, "LR_DECAY_START": 6000, "R1": 0.02},
     "no matching loss": {"MATCHING": 0.0},
