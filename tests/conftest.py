@@ -61,7 +61,7 @@ def run_script(script, *arguments):
 
 
 NARROW = {
-    "generator": {"widths": (64, 48, 32, 16), "bilinear": False},
+    "generator": {"widths": (64, 48, 32, 16), "bilinear": False, "gain": 1},
     "discriminator": {"widths": (16, 32, 64), "scales": ()},
 }
 

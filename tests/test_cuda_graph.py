@@ -187,7 +187,7 @@ def train(step_class, dtype, steps=10, tensor_rate=True):
     sums = torch.zeros(3)
     for number in range(1, steps + 1):
         real = torch.rand(8, 1, 28, 28) * 2 - 1
-        train_model.set_learning_rate(model, 1000 * number)  # it falls from the third step on
+        train_model.set_learning_rate(model, 500 * number)  # it falls from the fifth step on
         sums += kinds[number % 2](real, torch.zeros(8, 0))
         update_ema(model.generator_ema, model.generator, 8 * number, 8, 10_000)
     return model, sums
