@@ -251,8 +251,9 @@ def draw(out, rows, real_vs_real, last, title):
             look = {"color": "grey", "linestyle": "--", "linewidth": 0.8}
             panel.axhline(real_vs_real[key], label="other real", **look)
         axes[0].set(ylabel="coverage (share of images)", ylim=(-0.02, 1))
-        axes[1].set(ylabel="Frechet distance", yscale="log", xlabel="training time (s)")
+        axes[1].set(ylabel="Frechet distance", xlabel="training time (s)")
         axes[1].set_xlim(left=0)
+        plotting.logarithmic(axes[1])
         plotting.legend(axes[0])
         return figure
 

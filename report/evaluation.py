@@ -197,8 +197,7 @@ def draw_metrics(history, table, n, captions):
     dotted = {"color": "grey", "linewidth": 1, "linestyle": ":"}
     lower.axhline(gaussian["frechet"], label="Gaussian", **dotted)
     lower.set_ylabel("Frechet distance")
-    lower.set_yscale("log")
-    lower.yaxis.set_major_formatter("{x:g}")
+    plotting.logarithmic(lower)
     for number, ratio in enumerate(spectrum.RATIOS[: len(spectrum.BANDS)]):
         colour = colormaps["viridis"](number / len(spectrum.BANDS))  # from coarse to fine
         plotting.plot(bands, history, ratio, spectrum.band_text(ratio[-2:]), colour)

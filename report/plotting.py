@@ -23,7 +23,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager, get_font
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image, ImageDraw
 from torchvision.utils import make_grid
 from tqdm import tqdm
@@ -250,6 +250,16 @@ def histogram(title, sets, bins, xlabel, ylabel):
     axes.set_ylim(bottom=0)
     legend(axes)
     return figure
+
+
+def logarithmic(axes):
+    """Make the y axis logarithmic, with plain numbers at 1, 2 and 5, or 1 if it is long."""
+    axes.set_yscale("log")
+    lowest, highest = axes.get_ylim()
+    subs = (1, 2, 5) if highest < 2000 * lowest else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def legend(axes):
