@@ -253,7 +253,10 @@ def histogram(title, sets, bins, xlabel, ylabel):
 
 
 def logarithmic(axes):
-    """Make the y axis logarithmic, with plain numbers at 1, 2 and 5, or 1 if it is long."""
+    """Make the y axis logarithmic, with plain numbers, once all curves are drawn.
+
+    They stand at 1, 2 and 5 of each power of ten, or at 1 alone if the axis is too long for that.
+    """
     axes.set_yscale("log")
     lowest, highest = axes.get_ylim()
     subs = (1, 2, 5) if highest < 2000 * lowest else (1,)
